@@ -1,0 +1,21 @@
+//! The deterministic machine.
+//!
+//! Nothing in this ring reads a clock, draws a random number, starts a thread, or opens a socket or a
+//! file. What the machine did not compute itself arrives as an [`input::Input`]; what leaves it goes
+//! to an [`output::Outputs`] sink. Two machines built from the same configuration and given the same
+//! inputs at the same positions are equal, byte for byte.
+
+/// Devices on the port bus: interrupt controller, timers, clock, serial line, reset.
+pub mod devices;
+
+/// What comes into the machine from outside.
+pub mod input;
+
+/// What leaves the machine.
+pub mod output;
+
+/// Time as the guest sees it.
+pub mod time;
+
+/// virtio over MMIO: transport and devices.
+pub mod virtio;

@@ -1,0 +1,60 @@
+//! What leaves the machine.
+//!
+//! The machine hands each output to an [`Outputs`] sink, during the exit that made it. The sink
+//! belongs to an outer ring: solo it goes out at once, on a primary it waits at the output gate, on a
+//! backup it is dropped.
+
+/// Receives what the machine sends out. Called on the vCPU thread: no implementation may block.
+pub trait Outputs {
+    /// An Ethernet frame from a network device (`nic` counted from zero), without a virtio header.
+    fn packet(&mut self, nic: u8, frame: &[u8]);
+    /// A disk request. Its completion comes back as [`super::input::Input::DiskDone`].
+    fn disk(&mut self, request: DiskRequest<'_>);
+    /// One byte from the serial line.
+    fn serial(&mut self, byte: u8);
+    /// Bytes from the virtio console.
+    fn console(&mut self, bytes: &[u8]);
+    /// The guest switched itself off or asked for a reset.
+    fn power(&mut self, event: PowerEvent);
+}
+
+/// One disk request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskRequest<'a> {
+    /// Which virtio-blk device, counted from zero in configuration order.
+    pub disk: u8,
+    /// Names the request; unique per device for the life of the machine, rising by one.
+    pub tag: u64,
+    /// What to do.
+    pub op: DiskOp<'a>,
+}
+
+/// What a disk request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskOp<'a> {
+    /// Read `len` bytes at byte `offset`.
+    Read {
+        /// Byte offset on the disk, a multiple of 512.
+        offset: u64,
+        /// Bytes to read, a multiple of 512.
+        len: u32,
+    },
+    /// Write `data` at byte `offset`.
+    Write {
+        /// Byte offset on the disk, a multiple of 512.
+        offset: u64,
+        /// A private copy of what the guest asked to write: it may change its memory right after.
+        data: &'a [u8],
+    },
+    /// Make all completed writes durable.
+    Flush,
+}
+
+/// The guest's own wish about its power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PowerEvent {
+    /// Power off, or a halt with interrupts disabled that nothing can end.
+    Off,
+    /// Reset: by the i8042, by port 0xcf9, or by a triple fault.
+    Reset,
+}
