@@ -8,6 +8,12 @@
 /// Devices on the port bus: interrupt controller, timers, clock, serial line, reset.
 pub mod devices;
 
+/// Puts a kernel into guest memory and a vCPU at its entry.
+pub mod boot;
+
+/// The virtual CPU.
+pub mod cpu;
+
 /// What comes into the machine from outside.
 pub mod input;
 

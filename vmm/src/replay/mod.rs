@@ -1,1 +1,34 @@
 //! Record and replay.
+//!
+//! A recorder applies inputs to the machine and logs each with the position at which it took effect; a
+//! player applies the logged inputs at the same positions. In between, both machines compute the same.
+
+/// One batch of the log and its entries: the log's vocabulary.
+pub mod batch;
+
+/// Builds batches as a machine runs.
+pub mod builder;
+
+/// One logged input.
+pub mod entry;
+
+/// Where and how a replay differed from what was recorded.
+pub mod divergence;
+
+/// Sums of guest memory, fine enough to name the place of a difference.
+pub mod memory_sum;
+
+/// Plays batches back, in place.
+pub mod player;
+
+/// When an input takes effect.
+pub mod position;
+
+/// The loop that drives a machine from exit to exit.
+pub mod run;
+
+/// Forced stops: the state that is shipped when the guest computes without an exit.
+pub mod stop;
+
+/// The record of every exit, for verification.
+pub mod trace;

@@ -1,0 +1,16 @@
+//! The virtual CPU: what it claims to be, which MSRs it has, how it is entered and left.
+
+/// What CPUID shows the guest: one table, with a reason for each bit that is hidden.
+pub mod cpuid;
+
+/// Deterministic exits: their decoded form.
+pub mod exit;
+
+/// A full image of the CPU's state, for forced stops and comparison.
+pub mod image;
+
+/// Which MSRs the guest may touch, and the explicit answers for the rest.
+pub mod msr;
+
+/// The vCPU itself, on KVM.
+pub mod vcpu;

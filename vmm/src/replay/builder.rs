@@ -1,0 +1,149 @@
+//! Builds batches as a machine runs.
+//!
+//! Holds one batch whose vectors are reused: in the steady state nothing is allocated.
+
+use crate::machine::input::{DiskStatus, Input};
+use crate::machine::time::VirtualTime;
+
+use super::batch::{Batch, DISK_FAILED, EMPTY_BATCH_LEN, Entry, Kind, Traffic};
+
+/// Bytes of payload after which a batch must be sealed: well under a frame's limit.
+pub const BLOB_LIMIT: usize = 1 << 20;
+
+/// A batch in the making.
+#[derive(Debug, Default)]
+pub struct BatchBuilder {
+    batch: Batch,
+    /// Virtual time after the last time entry.
+    time: u64,
+    traffic: Traffic,
+}
+
+impl BatchBuilder {
+    /// A builder whose first batch begins at `base` and `time`.
+    #[must_use]
+    pub fn new(base: u64, time: VirtualTime) -> Self {
+        let batch = Batch {
+            base,
+            horizon: base,
+            time: time.as_nanos(),
+            entries: Vec::with_capacity(1024),
+            blob: Vec::with_capacity(BLOB_LIMIT / 4),
+            ..Batch::default()
+        };
+        Self { batch, time: time.as_nanos(), traffic: Traffic::default() }
+    }
+
+    /// Logs an input that took effect at `point`.
+    pub fn input(&mut self, point: u64, input: &Input<'_>) {
+        let at = self.at(point);
+        let entry = match *input {
+            Input::Time(time) => {
+                let ns = time.as_nanos().saturating_sub(self.time);
+                self.time += ns;
+                match u32::try_from(ns) {
+                    Ok(ns) => Entry::Time { at, ns },
+                    Err(_) => Entry::TimeLong { at, lo: ns as u32, hi: (ns >> 32) as u32 },
+                }
+            }
+            Input::Packet { nic, frame } => {
+                let (start, len) = self.payload(frame);
+                Entry::Packet { at, nic, start, len }
+            }
+            Input::DiskDone { disk, tag, status, data } => {
+                let (start, len) = self.payload(data);
+                let failed = if status == DiskStatus::Ok { 0 } else { DISK_FAILED };
+                Entry::DiskDone {
+                    at,
+                    tag: tag as u32,
+                    start,
+                    len,
+                    tag_high: (tag >> 32) as u16,
+                    disk: disk | failed,
+                }
+            }
+            Input::Serial(bytes) => {
+                let (start, len) = self.payload(bytes);
+                Entry::Serial { at, start, len }
+            }
+            Input::Console(bytes) => {
+                let (start, len) = self.payload(bytes);
+                Entry::Console { at, start, len }
+            }
+        };
+        self.push(entry);
+    }
+
+    /// Logs a forced stop, which is `point`, with its packed image.
+    pub fn forced_stop(&mut self, point: u64, image: &[u8]) {
+        let at = self.at(point);
+        let (start, len) = self.payload(image);
+        self.push(Entry::ForcedStop { at, start, len });
+    }
+
+    fn push(&mut self, entry: Entry) {
+        let payload = match entry {
+            Entry::Packet { len, .. }
+            | Entry::DiskDone { len, .. }
+            | Entry::Serial { len, .. }
+            | Entry::Console { len, .. }
+            | Entry::ForcedStop { len, .. } => len as usize,
+            Entry::Time { .. } | Entry::TimeLong { .. } => 0,
+        };
+        self.traffic.add(entry.kind(), Entry::ARCHIVED_LEN + payload);
+        self.batch.entries.push(entry);
+    }
+
+    fn at(&self, point: u64) -> u32 {
+        // A batch is sealed long before four billion exits: `must_seal` asks for it.
+        u32::try_from(point - self.batch.base).unwrap_or(u32::MAX)
+    }
+
+    fn payload(&mut self, bytes: &[u8]) -> (u32, u32) {
+        let start = self.batch.blob.len();
+        self.batch.blob.extend_from_slice(bytes);
+        (start as u32, bytes.len() as u32)
+    }
+
+    /// Whether there is nothing to send: no entries, and the horizon has not moved to `point`.
+    #[must_use]
+    pub const fn is_empty_at(&self, point: u64) -> bool {
+        self.batch.entries.is_empty() && self.batch.base == point
+    }
+
+    /// Whether the batch has grown so much that it has to be sealed at `point`.
+    #[must_use]
+    pub const fn must_seal(&self, point: u64) -> bool {
+        self.batch.blob.len() >= BLOB_LIMIT
+            || self.batch.entries.len() >= 4096
+            || point - self.batch.base >= 1 << 31
+    }
+
+    /// Closes the batch at `horizon`, all inputs up to which are logged, and gives it out for encoding.
+    /// Call [`BatchBuilder::begin`] afterwards.
+    pub fn seal(&mut self, horizon: u64, digest: u64) -> &Batch {
+        self.batch.horizon = horizon;
+        self.batch.digest = digest;
+        self.traffic.add(Kind::Framing, EMPTY_BATCH_LEN);
+        &self.batch
+    }
+
+    /// Starts the next batch behind the sealed one.
+    pub fn begin(&mut self) {
+        self.batch.base = self.batch.horizon;
+        self.batch.time = self.time;
+        self.batch.entries.clear();
+        self.batch.blob.clear();
+    }
+
+    /// Traffic so far.
+    #[must_use]
+    pub const fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    /// Counts bytes that a transport put around a batch.
+    pub const fn add_framing(&mut self, bytes: usize) {
+        self.traffic.bytes[Kind::Framing.index()] += bytes as u64;
+    }
+}
