@@ -1,0 +1,534 @@
+//! One side of a pair: the state machine that dispatches events to the role and changes the role.
+
+use super::Next;
+use super::action::{Action, Actions, HaltReason, Report, Suspicion};
+use super::arbitrating::{Arbitrating, Contest, Opening, Takeover, beat};
+use super::backup::{Backup, Progress};
+use super::claim::Claim;
+use super::event::{Ack, Batch, Divergence, Event, Standing};
+use super::gate::{Gate, GateFull};
+use super::moment::Moment;
+use super::primary::{Guest, Primary};
+use super::timing::{Timing, TimingError};
+
+/// So many silence bounds long a winner tells its former peer that it won. The peer learns it from the
+/// arbiter in any case.
+const WINNER_TELLS_FOR: u64 = 20;
+
+/// One side. Owned by the host's I/O thread.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Side {
+    timing: Timing,
+    /// The latest time seen: time never runs backwards, whatever order the host's threads report in.
+    now: Moment,
+    gate: Gate,
+    role: Role,
+}
+
+/// What a side is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[allow(clippy::large_enum_variant, reason = "there is one of it per process, and it is never moved in bulk")]
+pub enum Role {
+    /// No pair, no arbiter: outputs leave at once.
+    Solo(Live),
+    /// Waits for its peer.
+    Joining(Joining),
+    /// Runs the guest, with a backup.
+    Primary(Primary),
+    /// Executes the primary's log.
+    Backup(Backup),
+    /// Waits for the arbiter.
+    Arbitrating(Arbitrating),
+    /// Is the machine, without a backup.
+    Live(Live),
+    /// A backup whose replay went elsewhere: it will never go live.
+    Diverged(Diverged),
+    /// Stands still for good.
+    Halted(HaltReason),
+}
+
+/// A side that waits for its peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Joining {
+    /// Owns its generation, and waits for a backup before it starts the guest.
+    Primary {
+        /// Its generation.
+        generation: u64,
+    },
+    /// Waits for a primary's welcome.
+    Backup {
+        /// The latest generation that the arbiter said was claimed, if it could be asked.
+        claimed: Option<u64>,
+    },
+}
+
+/// A side that runs the guest without a backup.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Live {
+    generation: u64,
+    ended: bool,
+    next_beat: Moment,
+    tells_until: Moment,
+}
+
+/// A backup that diverged.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Diverged {
+    generation: u64,
+    divergence: Divergence,
+    next_beat: Moment,
+}
+
+/// A side's state in short, for people and for tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum State {
+    /// See [`Role::Solo`].
+    Solo,
+    /// See [`Role::Joining`].
+    Joining,
+    /// See [`Role::Primary`].
+    Primary,
+    /// See [`Role::Backup`].
+    Backup,
+    /// See [`Role::Arbitrating`].
+    Arbitrating,
+    /// See [`Role::Live`].
+    Live,
+    /// See [`Role::Diverged`].
+    Diverged,
+    /// See [`Role::Halted`].
+    Halted,
+}
+
+/// How a primary starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Start {
+    /// The generation that it opens: the first of a new machine is 1.
+    pub generation: u64,
+    /// The latest generation that the arbiter said was claimed, if it could be asked.
+    pub claimed: Option<u64>,
+    /// Start the guest without waiting for a backup.
+    pub alone: bool,
+}
+
+impl Side {
+    /// A machine without a pair. `capacity` is the number of outputs that may wait.
+    ///
+    /// # Errors
+    /// The timing contradicts itself.
+    pub fn solo(timing: Timing, capacity: usize, now: Moment) -> Result<(Self, Actions), TimingError> {
+        let mut actions = Actions::default();
+        let mut side = Self::new(timing, capacity, now, Role::Solo(Live::new(now, now, 0, false)))?;
+        side.gate.open();
+        actions.push(Action::StartGuest);
+        Ok((side, actions))
+    }
+
+    /// The first primary of a generation. It claims the generation before anything else: so a primary that
+    /// starts again after a failover, or two that start by mistake, are refused.
+    ///
+    /// # Errors
+    /// The timing contradicts itself.
+    pub fn primary(
+        timing: Timing,
+        capacity: usize,
+        now: Moment,
+        start: Start,
+    ) -> Result<(Self, Actions), TimingError> {
+        let mut actions = Actions::default();
+        let Start { generation, claimed, alone } = start;
+        let role = match claimed {
+            Some(claimed) if claimed >= generation => {
+                let reason = HaltReason::Refused { generation, claimed };
+                actions.push(Action::Halt(reason));
+                Role::Halted(reason)
+            }
+            _ => {
+                let claim = Claim::ask(generation, &mut actions);
+                Role::Arbitrating(Arbitrating::Opening(Opening { claim, alone }))
+            }
+        };
+        Ok((Self::new(timing, capacity, now, role)?, actions))
+    }
+
+    /// A backup, which waits for its primary's welcome. `claimed` is the latest generation that the arbiter said was
+    /// claimed, if it could be asked.
+    ///
+    /// # Errors
+    /// The timing contradicts itself.
+    pub fn backup(
+        timing: Timing,
+        capacity: usize,
+        now: Moment,
+        claimed: Option<u64>,
+    ) -> Result<Self, TimingError> {
+        Self::new(timing, capacity, now, Role::Joining(Joining::Backup { claimed }))
+    }
+
+    fn new(timing: Timing, capacity: usize, now: Moment, role: Role) -> Result<Self, TimingError> {
+        timing.validate()?;
+        Ok(Self { timing, now, gate: Gate::new(&timing, capacity), role })
+    }
+
+    /// Takes one event, handled at `now`, and says what is to be done.
+    pub fn on(&mut self, now: Moment, event: Event) -> Actions {
+        let mut actions = Actions::default();
+        self.now = self.now.max(now);
+        let now = self.now;
+        let next = self.dispatch(now, event, &mut actions);
+        self.turn(now, next, &mut actions);
+        let next = self.tick(now, &mut actions);
+        self.turn(now, next, &mut actions);
+        actions
+    }
+
+    /// The short way of [`Event::Ack`]: moves the gate, and leaves everything else to the next event.
+    /// Ask [`Side::releasable`] right after. Any action that comes of a bad ack is returned.
+    pub fn on_ack(&mut self, now: Moment, ack: &Ack) -> Option<Actions> {
+        self.now = self.now.max(now);
+        let Role::Primary(primary) = &mut self.role else { return None };
+        match primary.on_ack(self.now, ack, &mut self.gate) {
+            Next::Stay => None,
+            next => {
+                let mut actions = Actions::default();
+                self.turn(self.now, next, &mut actions);
+                Some(actions)
+            }
+        }
+    }
+
+    /// The short way of [`Event::Batch`]: the ack to send at once. `None`: it must not be acknowledged, nor executed.
+    pub fn on_batch(&mut self, now: Moment, batch: &Batch) -> Option<Ack> {
+        self.now = self.now.max(now);
+        match &mut self.role {
+            Role::Backup(backup) => backup.on_batch(self.now, batch),
+            _ => None,
+        }
+    }
+
+    /// Binds the next output to the batch with its marker: see [`Gate::bind`].
+    ///
+    /// # Errors
+    /// So many outputs wait as the gate has room for; the guest must wait.
+    pub fn bind(&mut self, sequence: u64) -> Result<u64, GateFull> {
+        self.gate.bind(sequence)
+    }
+
+    /// All outputs with a number below this may leave at `now`: see [`Gate::releasable`].
+    #[must_use]
+    pub fn releasable(&self, now: Moment) -> u64 {
+        self.gate.releasable(self.now.max(now))
+    }
+
+    /// All outputs with a number below `number` have left, to the last byte.
+    pub fn released(&mut self, number: u64) {
+        self.gate.released(number);
+    }
+
+    /// When to send [`Event::Tick`] at the latest. `None`: never again.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Moment> {
+        match &self.role {
+            Role::Primary(primary) => Some(primary.deadline(&self.timing, &self.gate)),
+            Role::Backup(backup) => Some(backup.deadline()),
+            Role::Arbitrating(Arbitrating::Opening(opening)) => opening.claim.deadline(),
+            Role::Arbitrating(Arbitrating::Contest(contest)) => Some(contest.deadline()),
+            Role::Arbitrating(Arbitrating::Takeover(takeover)) => Some(takeover.deadline()),
+            Role::Live(live) | Role::Solo(live) => live.deadline(&self.gate),
+            Role::Diverged(diverged) => Some(diverged.next_beat),
+            Role::Joining(_) | Role::Halted(_) => None,
+        }
+    }
+
+    /// The state in short.
+    #[must_use]
+    pub const fn state(&self) -> State {
+        match self.role {
+            Role::Solo(_) => State::Solo,
+            Role::Joining(_) => State::Joining,
+            Role::Primary(_) => State::Primary,
+            Role::Backup(_) => State::Backup,
+            Role::Arbitrating(_) => State::Arbitrating,
+            Role::Live(_) => State::Live,
+            Role::Diverged(_) => State::Diverged,
+            Role::Halted(_) => State::Halted,
+        }
+    }
+
+    /// The generation that this side belongs to or waits for; zero if none.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        match &self.role {
+            Role::Joining(Joining::Primary { generation }) => *generation,
+            Role::Primary(primary) => primary.generation(),
+            Role::Backup(backup) => backup.generation(),
+            Role::Arbitrating(Arbitrating::Opening(opening)) => opening.claim.generation(),
+            Role::Arbitrating(Arbitrating::Contest(contest)) => contest.generation(),
+            Role::Arbitrating(Arbitrating::Takeover(takeover)) => takeover.generation(),
+            Role::Live(live) => live.generation,
+            Role::Diverged(diverged) => diverged.generation,
+            Role::Solo(_) | Role::Joining(Joining::Backup { .. }) | Role::Halted(_) => 0,
+        }
+    }
+
+    /// The role with all of its state.
+    #[must_use]
+    pub const fn role(&self) -> &Role {
+        &self.role
+    }
+
+    /// The output gate.
+    #[must_use]
+    pub const fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// The constants in force.
+    #[must_use]
+    pub const fn timing(&self) -> &Timing {
+        &self.timing
+    }
+
+    /// A backup's progress with the log, also while it takes over.
+    #[must_use]
+    pub const fn progress(&self) -> Option<Progress> {
+        match &self.role {
+            Role::Backup(backup) => Some(backup.progress()),
+            Role::Arbitrating(Arbitrating::Takeover(takeover)) => Some(takeover.progress()),
+            _ => None,
+        }
+    }
+
+    fn dispatch(&mut self, now: Moment, event: Event, actions: &mut Actions) -> Next {
+        if let Event::Heartbeat(heartbeat) = event
+            && heartbeat.standing == Standing::Won
+            && heartbeat.generation == self.generation() + 1
+            && matches!(
+                self.role,
+                Role::Primary(_)
+                    | Role::Backup(_)
+                    | Role::Diverged(_)
+                    | Role::Arbitrating(Arbitrating::Contest(_) | Arbitrating::Takeover(_))
+            )
+        {
+            return Next::Lose(heartbeat.generation);
+        }
+        match &mut self.role {
+            Role::Primary(primary) => primary.on(now, event, &mut self.gate, actions),
+            Role::Backup(backup) => backup.on(now, event, actions),
+            Role::Arbitrating(Arbitrating::Contest(contest)) => contest.on(now, event, &self.timing, actions),
+            Role::Arbitrating(Arbitrating::Takeover(takeover)) => {
+                takeover.on(now, event, &self.timing, actions)
+            }
+            Role::Arbitrating(Arbitrating::Opening(opening)) => match event {
+                Event::Verdict { generation, verdict } => {
+                    match opening.claim.on_verdict(
+                        now,
+                        (generation, verdict),
+                        self.timing.claim_retry,
+                        actions,
+                    ) {
+                        Some(true) => Next::Win,
+                        Some(false) => Next::Refuse { generation, claimed: generation },
+                        None => Next::Stay,
+                    }
+                }
+                Event::Leave => Next::Leave,
+                _ => Next::Stay,
+            },
+            Role::Joining(joining) => joining.on(event),
+            Role::Solo(live) | Role::Live(live) => live.on(event, actions),
+            Role::Diverged(_) if event == Event::Leave => Next::Leave,
+            Role::Diverged(_) | Role::Halted(_) => Next::Stay,
+        }
+    }
+
+    fn tick(&mut self, now: Moment, actions: &mut Actions) -> Next {
+        match &mut self.role {
+            Role::Primary(primary) => primary.tick(now, &self.timing, &mut self.gate, actions),
+            Role::Backup(backup) => backup.tick(now, &self.timing, actions),
+            Role::Arbitrating(Arbitrating::Opening(opening)) => {
+                opening.claim.tick(now, actions);
+                Next::Stay
+            }
+            Role::Arbitrating(Arbitrating::Contest(contest)) => {
+                contest.tick(now, &self.timing, actions);
+                Next::Stay
+            }
+            Role::Arbitrating(Arbitrating::Takeover(takeover)) => takeover.tick(now, &self.timing, actions),
+            Role::Solo(live) | Role::Live(live) => live.tick(now, &self.timing, &self.gate, actions),
+            Role::Diverged(diverged) => {
+                let next_beat = &mut diverged.next_beat;
+                beat(now, next_beat, &self.timing, diverged.generation, Standing::Leaving, actions);
+                Next::Stay
+            }
+            Role::Joining(_) | Role::Halted(_) => Next::Stay,
+        }
+    }
+
+    /// Changes the role as `next` says. Every change of role is here.
+    fn turn(&mut self, now: Moment, next: Next, actions: &mut Actions) {
+        match next {
+            Next::Stay => {}
+            Next::Pair { generation, start } => {
+                self.gate.protect(&self.timing);
+                actions.push(Action::Welcome { generation });
+                if start {
+                    actions.push(Action::StartGuest);
+                }
+                self.role = Role::Primary(Primary::new(now, &self.timing, generation));
+            }
+            Next::Follow { generation } => {
+                actions.push(Action::StartGuest);
+                self.role = Role::Backup(Backup::new(now, &self.timing, generation));
+            }
+            Next::Arbitrate(why) => self.arbitrate(now, why, actions),
+            Next::Win => self.win(now, actions),
+            Next::Lose(generation) => {
+                let handed_over = match &self.role {
+                    Role::Primary(primary) => primary.handed_over(),
+                    Role::Arbitrating(Arbitrating::Contest(contest)) => contest.handed_over,
+                    _ => false,
+                };
+                let reason = match handed_over {
+                    true => HaltReason::HandedOver { generation },
+                    false => HaltReason::Lost { generation },
+                };
+                self.halt(reason, actions);
+            }
+            Next::Refuse { generation, claimed } => {
+                self.halt(HaltReason::Refused { generation, claimed }, actions)
+            }
+            Next::Diverge(divergence) => {
+                actions.push(Action::CloseChannel);
+                actions.push(Action::Report(Report::Diverged(divergence)));
+                let generation = self.generation();
+                self.role = Role::Diverged(Diverged { generation, divergence, next_beat: now });
+            }
+            Next::Leave => {
+                if matches!(self.role, Role::Backup(_)) {
+                    beat(now, &mut { now }, &self.timing, self.generation(), Standing::Leaving, actions);
+                    actions.push(Action::CloseChannel);
+                }
+                self.halt(HaltReason::Left, actions);
+            }
+            Next::End => self.halt(HaltReason::Ended, actions),
+        }
+    }
+
+    fn arbitrate(&mut self, now: Moment, why: Suspicion, actions: &mut Actions) {
+        actions.push(Action::Report(Report::Suspects(why)));
+        let arbitrating = match &self.role {
+            Role::Primary(primary) => {
+                self.gate.shut();
+                Arbitrating::Contest(Contest::new(now, primary, actions))
+            }
+            Role::Backup(backup) => {
+                Arbitrating::Takeover(Takeover::new(now, &self.timing, backup, why, actions))
+            }
+            _ => return,
+        };
+        self.role = Role::Arbitrating(arbitrating);
+    }
+
+    /// The generation asked for is this side's, and the time to use it has come.
+    fn win(&mut self, now: Moment, actions: &mut Actions) {
+        let Role::Arbitrating(arbitrating) = &self.role else { return };
+        let tells_until = now + self.timing.silence().saturating_mul(WINNER_TELLS_FOR);
+        match arbitrating {
+            Arbitrating::Opening(opening) => {
+                let generation = opening.claim.generation();
+                if opening.alone {
+                    self.gate.open();
+                    actions.push(Action::StartGuest);
+                    self.role = Role::Live(Live::new(now, now, generation, false));
+                } else {
+                    self.role = Role::Joining(Joining::Primary { generation });
+                }
+            }
+            Arbitrating::Contest(contest) => {
+                let Guest { stalled, throttled, stopped, leaving, ended } = contest.guest;
+                if leaving {
+                    return self.halt(HaltReason::Left, actions);
+                }
+                let generation = contest.claim.generation();
+                self.gate.open();
+                actions.push(Action::RunAlone { generation });
+                if throttled {
+                    actions.push(Action::Throttle(0));
+                }
+                if stalled {
+                    actions.push(Action::Stall(false));
+                }
+                if stopped {
+                    actions.push(Action::ResumeGuest);
+                }
+                self.role = Role::Live(Live::new(now, tells_until, generation, ended));
+            }
+            Arbitrating::Takeover(takeover) => {
+                let generation = takeover.generation() + 1;
+                self.gate.open();
+                actions.push(Action::GoLive { generation });
+                self.role = Role::Live(Live::new(now, tells_until, generation, false));
+            }
+        }
+    }
+
+    fn halt(&mut self, reason: HaltReason, actions: &mut Actions) {
+        self.gate.shut();
+        actions.push(Action::Halt(reason));
+        self.role = Role::Halted(reason);
+    }
+}
+
+impl Joining {
+    const fn on(self, event: Event) -> Next {
+        match (self, event) {
+            (Self::Primary { generation }, Event::Joined) => Next::Pair { generation, start: true },
+            (Self::Backup { claimed: Some(claimed) }, Event::Welcomed { generation })
+                if claimed > generation =>
+            {
+                Next::Refuse { generation, claimed }
+            }
+            (Self::Backup { .. }, Event::Welcomed { generation }) => Next::Follow { generation },
+            (_, Event::Leave) => Next::Leave,
+            _ => Next::Stay,
+        }
+    }
+}
+
+impl Live {
+    const fn new(now: Moment, tells_until: Moment, generation: u64, ended: bool) -> Self {
+        Self { generation, ended, next_beat: now, tells_until }
+    }
+
+    fn on(&mut self, event: Event, actions: &mut Actions) -> Next {
+        match event {
+            Event::Joined if self.generation > 0 && !self.ended => {
+                return Next::Pair { generation: self.generation, start: false };
+            }
+            Event::GuestEnded { .. } => self.ended = true,
+            Event::Leave => return Next::Leave,
+            Event::HandOver => actions.push(Action::Report(Report::NoPeer)),
+            _ => {}
+        }
+        Next::Stay
+    }
+
+    fn tick(&mut self, now: Moment, timing: &Timing, gate: &Gate, actions: &mut Actions) -> Next {
+        if self.ended && gate.held() == 0 {
+            return Next::End;
+        }
+        if now < self.tells_until {
+            beat(now, &mut self.next_beat, timing, self.generation, Standing::Won, actions);
+        }
+        Next::Stay
+    }
+
+    fn deadline(&self, gate: &Gate) -> Option<Moment> {
+        if self.ended && gate.held() == 0 {
+            return Some(Moment::ZERO);
+        }
+        (self.next_beat < self.tells_until).then_some(self.next_beat)
+    }
+}
