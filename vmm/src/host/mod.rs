@@ -1,1 +1,4 @@
-//! The effects.
+//! The effects: everything that touches the host.
+
+/// The config file of a VM.
+pub mod config;
