@@ -2,3 +2,9 @@
 
 /// The config file of a VM.
 pub mod config;
+/// The control socket: status and failover.
+pub mod control;
+/// The wish to stop.
+pub mod shutdown;
+/// Tap devices.
+pub mod tap;
