@@ -17,6 +17,9 @@ pub mod cpu;
 /// What comes into the machine from outside.
 pub mod input;
 
+/// Guest memory on a memfd: layout, slots for KVM, pages.
+pub mod memory;
+
 /// What leaves the machine.
 pub mod output;
 
