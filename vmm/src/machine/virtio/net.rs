@@ -1,0 +1,224 @@
+//! virtio-net (virtio 1.3, section 5.1): one pair of queues, no offloads.
+//!
+//! Neither direction allocates. Checksums and segmentation are the guest's: what it sends is what leaves.
+
+use std::hash::{Hash, Hasher};
+
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+};
+
+use super::chain::Chain;
+use super::queue::{QueueError, VirtQueue};
+use crate::machine::memory::GuestMemory;
+use crate::machine::output::Outputs;
+
+/// Entries in each queue.
+pub const QUEUE_SIZE: u16 = 256;
+
+/// Bytes of the header before each frame (`struct virtio_net_hdr_v1`).
+pub const HEADER_LEN: usize = 12;
+
+/// Bytes of the shortest frame: an Ethernet header.
+pub const MIN_FRAME: usize = 14;
+
+/// Bytes of the longest frame: the largest MTU an IP packet can use, and an Ethernet header, rounded up to even.
+pub const MAX_FRAME: usize = 65_550;
+
+/// Queue of buffers for frames to the guest.
+const RX: usize = 0;
+/// Queue of frames from the guest.
+const TX: usize = 1;
+
+/// Offset of `num_buffers` in the header.
+const NUM_BUFFERS: u32 = 10;
+
+/// What became of a frame for the guest. All but `Delivered` leave guest memory unchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RxOutcome {
+    /// The guest has it.
+    Delivered,
+    /// The guest gave no buffer, or too little room; dropped.
+    NoBuffer,
+    /// No Ethernet frame: shorter than [`MIN_FRAME`] or longer than [`MAX_FRAME`]; dropped.
+    BadLength,
+    /// No driver, or the device waits for its reset; dropped.
+    DeviceDown,
+}
+
+/// What changes while the device runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct State {
+    /// Whether a frame may be spread over several chains (VIRTIO_NET_F_MRG_RXBUF negotiated).
+    pub mergeable: bool,
+    /// Frames the guest sent.
+    pub sent: u64,
+    /// Frames the guest was given.
+    pub delivered: u64,
+    /// Frames dropped while the guest's driver was there: to it, for want of room; from it, for being no frame.
+    pub dropped: u64,
+}
+
+/// A network device.
+#[derive(Debug)]
+pub struct Net {
+    nic: u8,
+    mac: [u8; 6],
+
+    scratch: Box<[u8]>,
+    chain: Chain,
+
+    state: State,
+}
+
+impl Net {
+    /// Network device number `nic` (counted from zero) with a MAC address.
+    #[must_use]
+    pub fn new(nic: u8, mac: [u8; 6]) -> Self {
+        Self {
+            nic,
+            mac,
+            scratch: vec![0; MAX_FRAME].into_boxed_slice(),
+            chain: Chain::with_room_for(QUEUE_SIZE),
+            state: State::default(),
+        }
+    }
+
+    /// Which network device this is, counted from zero.
+    #[must_use]
+    pub fn nic(&self) -> u8 {
+        self.nic
+    }
+
+    /// What changes while the device runs.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    pub(super) const QUEUES: &'static [u16] = &[QUEUE_SIZE; 2];
+
+    pub(super) fn features() -> u64 {
+        1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MRG_RXBUF
+    }
+
+    /// `struct virtio_net_config`: mac, status.
+    pub(super) fn config(&self) -> [u8; 8] {
+        let [a, b, c, d, e, f] = self.mac;
+        let [low, high] = (VIRTIO_NET_S_LINK_UP as u16).to_le_bytes();
+        [a, b, c, d, e, f, low, high]
+    }
+
+    pub(super) fn activate(&mut self, features: u64) {
+        self.state.mergeable = features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.state.mergeable = false;
+    }
+
+    pub(super) fn hash_state(&self, h: &mut impl Hasher) {
+        self.state.hash(h);
+    }
+
+    /// The driver notified `queue`. True: interrupt it.
+    pub(super) fn notify(
+        &mut self,
+        queue: usize,
+        queues: &mut [VirtQueue],
+        mem: &GuestMemory,
+        outputs: &mut dyn Outputs,
+    ) -> Result<bool, QueueError> {
+        match queue {
+            RX => queues[RX].ask_for_kick_if_empty(mem).map(|()| false),
+            TX => self.transmit(&mut queues[TX], mem, outputs),
+            _ => Ok(false),
+        }
+    }
+
+    fn transmit(
+        &mut self,
+        queue: &mut VirtQueue,
+        mem: &GuestMemory,
+        outputs: &mut dyn Outputs,
+    ) -> Result<bool, QueueError> {
+        for _ in 0..queue.pending(mem)? {
+            if !queue.pop(mem, &mut self.chain)? {
+                break;
+            }
+            let head = self.chain.head();
+            let len = (self.chain.readable_len() as usize)
+                .checked_sub(HEADER_LEN)
+                .ok_or(QueueError::ShortChain { head })?;
+            let frame = self.scratch.get_mut(..len).ok_or(QueueError::OversizeChain { head })?;
+            self.chain.gather(mem, HEADER_LEN as u32, frame)?;
+            if len >= MIN_FRAME {
+                outputs.packet(self.nic, frame);
+                self.state.sent += 1;
+            } else {
+                self.state.dropped += 1;
+            }
+            queue.push_used(mem, head, 0)?;
+        }
+        queue.ask_for_kick(mem)?;
+        queue.wants_interrupt(mem)
+    }
+
+    /// Whether [`Net::receive`] would find room for a frame of `len` bytes. True too if it would find the queue
+    /// corrupt: the frame must then be delivered, so that both sides find it at the same position.
+    pub(super) fn can_receive(&self, len: usize, queues: &[VirtQueue], mem: &GuestMemory) -> bool {
+        !matches!(queues[RX].chains_for(mem, HEADER_LEN + len, self.max_chains()), Ok(None))
+    }
+
+    /// A frame arrived. True beside the outcome: interrupt the driver.
+    pub(super) fn receive(
+        &mut self,
+        frame: &[u8],
+        queues: &mut [VirtQueue],
+        mem: &GuestMemory,
+    ) -> Result<(RxOutcome, bool), QueueError> {
+        if !(MIN_FRAME..=MAX_FRAME).contains(&frame.len()) {
+            self.state.dropped += 1;
+            return Ok((RxOutcome::BadLength, false));
+        }
+        let queue = &mut queues[RX];
+        let Some(chains) = queue.chains_for(mem, HEADER_LEN + frame.len(), self.max_chains())? else {
+            self.state.dropped += 1;
+            queue.ask_for_kick(mem)?;
+            return Ok((RxOutcome::NoBuffer, false));
+        };
+        let mut header = [0; HEADER_LEN];
+        header[NUM_BUFFERS as usize..].copy_from_slice(&chains.to_le_bytes());
+        let mut rest = frame;
+        for n in 0..chains {
+            if !queue.pop(mem, &mut self.chain)? {
+                // The frame was written over the ring that it is to be described in.
+                return Err(QueueError::ShortChain { head: self.chain.head() });
+            }
+            let mut room = self.chain.writable_len() as usize;
+            let mut offset = 0;
+            if n == 0 {
+                offset = HEADER_LEN.min(room);
+                self.chain.scatter(mem, 0, &header[..offset])?;
+                room -= offset;
+                if offset < HEADER_LEN {
+                    return Err(QueueError::ShortChain { head: self.chain.head() });
+                }
+            }
+            let (part, later) = rest.split_at(rest.len().min(room));
+            self.chain.scatter(mem, offset as u32, part)?;
+            rest = later;
+            queue.push_used(mem, self.chain.head(), (offset + part.len()) as u32)?;
+        }
+        if !rest.is_empty() {
+            return Err(QueueError::ShortChain { head: self.chain.head() });
+        }
+        self.state.delivered += 1;
+        queue.ask_for_kick_if_empty(mem)?;
+        Ok((RxOutcome::Delivered, queue.wants_interrupt(mem)?))
+    }
+
+    fn max_chains(&self) -> u16 {
+        if self.state.mergeable { QUEUE_SIZE } else { 1 }
+    }
+}

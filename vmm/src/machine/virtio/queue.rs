@@ -1,0 +1,469 @@
+//! A split virtqueue whose every step is checked.
+//!
+//! The ring's own steps (available index, used ring, notification suppression) are the `virtio-queue`
+//! crate's. What that crate passes over in silence is checked here, since a guest that breaks its queue must
+//! be told, on primary and backup alike: the crate ends a chain early at a bad index, a loop or a nested
+//! indirect table, hands out buffers that lie outside memory, and keeps the old address when it is
+//! given a misaligned one. Here each of these is a [`QueueError`].
+//!
+//! Devices run while the vCPU is stopped, so that reading a ring twice gives the same answer twice.
+
+use std::sync::atomic::Ordering;
+
+use virtio_bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
+};
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+use super::chain::{Chain, Segment};
+use crate::machine::memory::GuestMemory;
+
+/// Bytes of a descriptor.
+const DESCRIPTOR_SIZE: u64 = 16;
+
+/// Offset of the first entry of the available and the used ring.
+const RING_HEADER: u64 = 4;
+
+/// The three parts of a split virtqueue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// The descriptor table.
+    DescriptorTable,
+    /// The available ring, written by the driver.
+    AvailableRing,
+    /// The used ring, written by the device.
+    UsedRing,
+}
+
+/// What a guest did wrong with a queue. It leads to DEVICE_NEEDS_RESET.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum QueueError {
+    /// The queue size is zero, no power of two, or more than the device offers.
+    #[error("queue size {0} is not a power of two within what the device offers")]
+    Size(u32),
+    /// A part of the queue is not aligned as section 2.7 demands, or is at address zero.
+    #[error("{part:?} at {address:#x} is misaligned")]
+    Misaligned {
+        /// Which part.
+        part: Part,
+        /// Where the driver put it.
+        address: u64,
+    },
+    /// A part of the queue is not in guest memory.
+    #[error("{part:?} at {address:#x} is outside memory")]
+    RingOutsideRam {
+        /// Which part.
+        part: Part,
+        /// Where the driver put it.
+        address: u64,
+    },
+    /// The available index is further ahead than the queue is long.
+    #[error("available index {index} is more than the queue size ahead of {next}")]
+    AvailableIndex {
+        /// The driver's index.
+        index: u16,
+        /// The entry that the device would take next.
+        next: u16,
+    },
+    /// A descriptor index is beyond its table.
+    #[error("descriptor {index} is beyond the table of {table_len}")]
+    DescriptorIndex {
+        /// The index.
+        index: u16,
+        /// Descriptors in the table.
+        table_len: u32,
+    },
+    /// The chain has more buffers than the queue has entries: a loop, or a driver's mistake.
+    #[error("chain at {head} is longer than the queue, or loops")]
+    ChainTooLong {
+        /// The chain's first descriptor.
+        head: u16,
+    },
+    /// The chain's buffers have 4 GiB or more in all.
+    #[error("chain at {head} has 4 GiB of buffers or more")]
+    ChainTooLarge {
+        /// The chain's first descriptor.
+        head: u16,
+    },
+    /// A buffer of no bytes.
+    #[error("chain at {head} has a buffer of length zero")]
+    ZeroLength {
+        /// The chain's first descriptor.
+        head: u16,
+    },
+    /// A buffer is not wholly in guest memory.
+    #[error("buffer of {len} bytes at {address:#x} is outside memory")]
+    BufferOutsideRam {
+        /// Guest physical address.
+        address: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// A buffer for the device to read comes after one for it to write.
+    #[error("chain at {head} has a readable buffer after a writable one")]
+    ReadableAfterWritable {
+        /// The chain's first descriptor.
+        head: u16,
+    },
+    /// An indirect table where none may be: not negotiated, nested, or with a successor.
+    #[error("chain at {head} has an indirect table where none may be")]
+    IndirectNotAllowed {
+        /// The chain's first descriptor.
+        head: u16,
+    },
+    /// An indirect table that is empty, no multiple of 16 bytes long, or outside memory.
+    #[error("chain at {head} has a malformed indirect table")]
+    IndirectTable {
+        /// The chain's first descriptor.
+        head: u16,
+    },
+    /// The chain is too short for what the device must find or put there.
+    #[error("chain at {head} is too short for a request")]
+    ShortChain {
+        /// The chain's first descriptor.
+        head: u16,
+    },
+    /// The chain is longer than any request to this device may be.
+    #[error("chain at {head} is too long for a request")]
+    OversizeChain {
+        /// The chain's first descriptor.
+        head: u16,
+    },
+    /// The ring could not be accessed. The checks above leave no way to get here.
+    #[error("the ring is inaccessible")]
+    Inaccessible,
+}
+
+impl QueueError {
+    pub(super) fn outside_ram(segment: Segment) -> Self {
+        Self::BufferOutsideRam { address: segment.address, len: segment.len }
+    }
+}
+
+impl From<virtio_queue::Error> for QueueError {
+    fn from(_: virtio_queue::Error) -> Self {
+        Self::Inaccessible
+    }
+}
+
+/// A virtqueue: what the driver configured, and how far the device has come.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct VirtQueue {
+    max_size: u16,
+    /// As the driver wrote it; a valid size only once `ready`.
+    size: u32,
+    desc_table: u64,
+    avail_ring: u64,
+    used_ring: u64,
+    ready: bool,
+    event_idx: bool,
+    indirect: bool,
+    next_avail: u16,
+    next_used: u16,
+    /// `next_used` when it was last decided whether to interrupt.
+    decided_used: u16,
+}
+
+impl VirtQueue {
+    /// A queue of at most `max_size` entries, a power of two.
+    #[must_use]
+    pub fn new(max_size: u16) -> Self {
+        Self {
+            max_size,
+            size: u32::from(max_size),
+            desc_table: 0,
+            avail_ring: 0,
+            used_ring: 0,
+            ready: false,
+            event_idx: false,
+            indirect: false,
+            next_avail: 0,
+            next_used: 0,
+            decided_used: 0,
+        }
+    }
+
+    /// The most entries the device offers.
+    #[must_use]
+    pub fn max_size(&self) -> u16 {
+        self.max_size
+    }
+
+    /// Whether the driver has put the queue into operation.
+    #[must_use]
+    pub fn ready(&self) -> bool {
+        self.ready
+    }
+
+    /// The driver chose a size. Checked by [`VirtQueue::enable`]; ignored while the queue is ready.
+    pub fn set_size(&mut self, size: u32) {
+        if !self.ready {
+            self.size = size;
+        }
+    }
+
+    /// The driver wrote one half of an address. Checked by [`VirtQueue::enable`]; ignored while the queue is ready.
+    pub fn set_address(&mut self, part: Part, high_half: bool, value: u32) {
+        if self.ready {
+            return;
+        }
+        let address = match part {
+            Part::DescriptorTable => &mut self.desc_table,
+            Part::AvailableRing => &mut self.avail_ring,
+            Part::UsedRing => &mut self.used_ring,
+        };
+        *address = if high_half {
+            *address & 0xffff_ffff | u64::from(value) << 32
+        } else {
+            *address & !0xffff_ffff | u64::from(value)
+        };
+    }
+
+    /// The driver put the queue into operation with `features` negotiated.
+    ///
+    /// # Errors
+    /// What is wrong with its size or place; it is not ready then.
+    pub fn enable(&mut self, mem: &GuestMemory, features: u64) -> Result<(), QueueError> {
+        if self.ready {
+            return Ok(());
+        }
+        let Some(size) = u16::try_from(self.size).ok().filter(|s| s.is_power_of_two() && *s <= self.max_size)
+        else {
+            return Err(QueueError::Size(self.size));
+        };
+        let size = u64::from(size);
+        for (part, address, align, len) in [
+            (Part::DescriptorTable, self.desc_table, 16, DESCRIPTOR_SIZE * size),
+            (Part::AvailableRing, self.avail_ring, 2, RING_HEADER + 2 * size + 2),
+            (Part::UsedRing, self.used_ring, 4, RING_HEADER + 8 * size + 2),
+        ] {
+            if address == 0 || !address.is_multiple_of(align) {
+                return Err(QueueError::Misaligned { part, address });
+            }
+            if !in_ram(mem, address, len) {
+                return Err(QueueError::RingOutsideRam { part, address });
+            }
+        }
+        self.event_idx = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        self.indirect = features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0;
+        self.next_avail = 0;
+        self.next_used = 0;
+        self.decided_used = 0;
+        self.ready = true;
+        Ok(())
+    }
+
+    /// The driver took the queue out of operation.
+    pub fn disable(&mut self) {
+        self.ready = false;
+    }
+
+    /// How many chains the driver has made available that the device has not taken.
+    ///
+    /// # Errors
+    /// [`QueueError::AvailableIndex`] if it claims more than the queue holds.
+    pub fn pending(&self, mem: &GuestMemory) -> Result<u16, QueueError> {
+        if !self.ready {
+            return Ok(0);
+        }
+        let index = self.ring()?.avail_idx(mem, Ordering::Relaxed)?.0;
+        let pending = index.wrapping_sub(self.next_avail);
+        if u32::from(pending) > self.size {
+            return Err(QueueError::AvailableIndex { index, next: self.next_avail });
+        }
+        Ok(pending)
+    }
+
+    /// Takes the next chain into `chain`; false if there is none.
+    ///
+    /// # Errors
+    /// What is wrong with the ring or the chain.
+    pub fn pop(&mut self, mem: &GuestMemory, chain: &mut Chain) -> Result<bool, QueueError> {
+        if self.pending(mem)? == 0 {
+            return Ok(false);
+        }
+        let mut ring = self.ring()?;
+        let head = ring.iter(mem)?.next().ok_or(QueueError::Inaccessible)?.head_index();
+        chain.start(head);
+        self.walk(mem, head, |segment, writable| chain.append(segment, writable))?;
+        self.next_avail = ring.next_avail();
+        Ok(true)
+    }
+
+    /// Puts the chain that was taken last back: the next [`VirtQueue::pop`] takes it again.
+    pub fn undo_pop(&mut self) {
+        self.next_avail = self.next_avail.wrapping_sub(1);
+    }
+
+    /// How many of the pending chains together have at least `len` writable bytes, counted from the next one on
+    /// and at most `max_chains`; `None` if they have less.
+    ///
+    /// # Errors
+    /// What is wrong with the ring or a chain.
+    pub fn chains_for(
+        &self,
+        mem: &GuestMemory,
+        len: usize,
+        max_chains: u16,
+    ) -> Result<Option<u16>, QueueError> {
+        let pending = self.pending(mem)?;
+        if pending == 0 {
+            return Ok(None);
+        }
+        let mut room = 0;
+        let mut ring = self.ring()?;
+        for (chain, count) in ring.iter(mem)?.take(usize::from(pending.min(max_chains))).zip(1..) {
+            let head = chain.head_index();
+            let before = room;
+            self.walk(mem, head, |segment, writable| {
+                room += if writable { segment.len as usize } else { 0 }
+            })?;
+            if room == before {
+                return Err(QueueError::ShortChain { head });
+            }
+            if room >= len {
+                return Ok(Some(count));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Gives the chain at `head` back to the driver, with `len` bytes written from its first writable byte on.
+    ///
+    /// # Errors
+    /// [`QueueError::DescriptorIndex`] if `head` is beyond the table (a queue made anew under a request).
+    pub fn push_used(&mut self, mem: &GuestMemory, head: u16, len: u32) -> Result<(), QueueError> {
+        if u32::from(head) >= self.size {
+            return Err(QueueError::DescriptorIndex { index: head, table_len: self.size });
+        }
+        let mut ring = self.ring()?;
+        ring.add_used(mem, head, len)?;
+        self.next_used = ring.next_used();
+        Ok(())
+    }
+
+    /// Whether the driver wants an interrupt for what was given back since the last call (section 2.7.7).
+    ///
+    /// # Errors
+    /// None on a ready queue.
+    pub fn wants_interrupt(&mut self, mem: &GuestMemory) -> Result<bool, QueueError> {
+        let added = self.next_used.wrapping_sub(self.decided_used);
+        self.decided_used = self.next_used;
+        if added == 0 {
+            return Ok(false);
+        }
+        if self.event_idx {
+            let used_event = self.avail_ring + RING_HEADER + 2 * u64::from(self.size);
+            let event = load_u16(mem, used_event)?;
+            Ok(self.next_used.wrapping_sub(event).wrapping_sub(1) < added)
+        } else {
+            let flags = load_u16(mem, self.avail_ring)?;
+            Ok(flags & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
+        }
+    }
+
+    /// Asks the driver to notify when it makes the next chain available.
+    ///
+    /// # Errors
+    /// None on a ready queue.
+    pub fn ask_for_kick(&mut self, mem: &GuestMemory) -> Result<(), QueueError> {
+        self.ring()?.enable_notification(mem)?;
+        Ok(())
+    }
+
+    /// For a queue of empty buffers that wait for input: asks to be notified only when none is left, since
+    /// each notification costs the guest an exit.
+    ///
+    /// # Errors
+    /// See [`VirtQueue::pending`].
+    pub fn ask_for_kick_if_empty(&mut self, mem: &GuestMemory) -> Result<(), QueueError> {
+        if self.pending(mem)? == 0 {
+            self.ask_for_kick(mem)
+        } else {
+            self.ring()?.disable_notification(mem)?;
+            Ok(())
+        }
+    }
+
+    /// Shows `visit` each buffer of the chain at `head`, and whether the device may write it.
+    fn walk(
+        &self,
+        mem: &GuestMemory,
+        head: u16,
+        mut visit: impl FnMut(Segment, bool),
+    ) -> Result<(), QueueError> {
+        let (mut table, mut table_len, mut in_indirect) = (self.desc_table, self.size, false);
+        let mut index = head;
+        let (mut count, mut total, mut seen_writable) = (0, 0u32, false);
+        loop {
+            if u32::from(index) >= table_len {
+                return Err(QueueError::DescriptorIndex { index, table_len });
+            }
+            let descriptor: Descriptor = mem
+                .read_obj(GuestAddress(table + u64::from(index) * DESCRIPTOR_SIZE))
+                .map_err(|_| QueueError::Inaccessible)?;
+            if descriptor.refers_to_indirect_table() {
+                if !self.indirect || in_indirect || descriptor.has_next() {
+                    return Err(QueueError::IndirectNotAllowed { head });
+                }
+                let (address, bytes) = (descriptor.addr().0, descriptor.len());
+                if bytes == 0
+                    || !u64::from(bytes).is_multiple_of(DESCRIPTOR_SIZE)
+                    || !in_ram(mem, address, u64::from(bytes))
+                {
+                    return Err(QueueError::IndirectTable { head });
+                }
+                (table, table_len, in_indirect, index) = (address, bytes / DESCRIPTOR_SIZE as u32, true, 0);
+                continue;
+            }
+            count += 1;
+            if count > self.size {
+                return Err(QueueError::ChainTooLong { head });
+            }
+            let segment = Segment { address: descriptor.addr().0, len: descriptor.len() };
+            if segment.len == 0 {
+                return Err(QueueError::ZeroLength { head });
+            }
+            if !in_ram(mem, segment.address, u64::from(segment.len)) {
+                return Err(QueueError::outside_ram(segment));
+            }
+            total = total.checked_add(segment.len).ok_or(QueueError::ChainTooLarge { head })?;
+            let writable = descriptor.is_write_only();
+            if seen_writable && !writable {
+                return Err(QueueError::ReadableAfterWritable { head });
+            }
+            seen_writable = writable;
+            visit(segment, writable);
+            if !descriptor.has_next() {
+                return Ok(());
+            }
+            index = descriptor.next();
+        }
+    }
+
+    /// The crate's view of this queue.
+    fn ring(&self) -> Result<Queue, QueueError> {
+        Ok(Queue::try_from(QueueState {
+            max_size: self.max_size,
+            next_avail: self.next_avail,
+            next_used: self.next_used,
+            event_idx_enabled: self.event_idx,
+            size: u16::try_from(self.size).map_err(|_| QueueError::Size(self.size))?,
+            ready: self.ready,
+            desc_table: self.desc_table,
+            avail_ring: self.avail_ring,
+            used_ring: self.used_ring,
+        })?)
+    }
+}
+
+fn load_u16(mem: &GuestMemory, address: u64) -> Result<u16, QueueError> {
+    mem.load(GuestAddress(address), Ordering::Relaxed).map(u16::from_le).map_err(|_| QueueError::Inaccessible)
+}
+
+/// Whether all of `[address, address + len)` is guest memory.
+fn in_ram(mem: &GuestMemory, address: u64, len: u64) -> bool {
+    address.checked_add(len).is_some() && mem.check_range(GuestAddress(address), len as usize)
+}

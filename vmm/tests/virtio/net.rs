@@ -1,0 +1,250 @@
+//! Frames out and in.
+
+use crate::driver::*;
+use tandem_vmm::machine::virtio::VirtioDevice;
+use tandem_vmm::machine::virtio::net::{MAX_FRAME, Net, RxOutcome};
+
+const BUFFERS: u64 = 0x4_0000;
+
+fn nic(features: u64, size: u16) -> (Rig, Ring, Ring) {
+    let rings = [Ring::at(0, size), Ring::at(1, size)];
+    let rig = Rig::running(VirtioDevice::Net(Net::new(3, [2; 6])), features, &rings);
+    let [rx, tx] = rings;
+    (rig, rx, tx)
+}
+
+fn frame(len: usize) -> Vec<u8> {
+    (0..len).map(|n| (n * 7 + n / 251) as u8).collect()
+}
+
+#[test]
+fn frames_leave_however_they_are_cut() {
+    for features in [0, EVENT_IDX] {
+        let (mut rig, _, mut tx) = nic(features, 64);
+        for len in [14, 60, 1514, MAX_FRAME] {
+            let sent = frame(len);
+            rig.put(BUFFERS, &[0; 12]);
+            rig.put(BUFFERS + 12, &sent);
+            let total = 12 + len as u32;
+            let framings: [&[Buffer]; 4] = [
+                &[(BUFFERS, total, false)],
+                &[(BUFFERS, 12, false), (BUFFERS + 12, total - 12, false)],
+                &[(BUFFERS, 5, false), (BUFFERS + 5, 8, false), (BUFFERS + 13, total - 13, false)],
+                &[(BUFFERS, 13, false), (BUFFERS + 13, total - 13, false)],
+            ];
+            for buffers in framings {
+                tx.set_used_event(rig.mem(), tx.avail_idx);
+                let head = tx.add(rig.mem(), buffers);
+                rig.kick(&tx);
+                assert_eq!(rig.take_outputs(), [Out::Packet(3, sent.clone())]);
+                assert_eq!(tx.used(rig.mem()), Some((u32::from(head), 0)));
+                assert_eq!(tx.used(rig.mem()), None);
+                assert!(rig.take_interrupt(), "{features:#x} {len}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_runt_is_dropped_and_no_header_at_all_is_an_error() {
+    let (mut rig, _, mut tx) = nic(0, 8);
+    tx.add(rig.mem(), &[(BUFFERS, 12 + 13, false)]);
+    rig.kick(&tx);
+    assert_eq!(tx.used(rig.mem()), Some((0, 0)));
+    assert!(rig.take_outputs().is_empty() && !rig.needs_reset());
+    tx.add(rig.mem(), &[(BUFFERS, 11, false)]);
+    rig.kick(&tx);
+    assert!(rig.needs_reset());
+    let (mut rig, _, mut tx) = nic(0, 8);
+    tx.add(rig.mem(), &[(BUFFERS, 12 + MAX_FRAME as u32 + 1, false)]);
+    rig.kick(&tx);
+    assert!(rig.needs_reset());
+}
+
+#[test]
+fn a_whole_batch_leaves_on_one_kick_and_in_order() {
+    let (mut rig, _, mut tx) = nic(EVENT_IDX, 16);
+    for n in 0..16u8 {
+        rig.put(BUFFERS + u64::from(n) * 0x100, &[n; 80]);
+        tx.add(rig.mem(), &[(BUFFERS + u64::from(n) * 0x100, 80, false)]);
+    }
+    rig.kick(&tx);
+    let expected: Vec<_> = (0..16u8).map(|n| Out::Packet(3, vec![n; 68])).collect();
+    assert_eq!(rig.take_outputs(), expected);
+    assert_eq!(tx.avail_event(rig.mem()), 16);
+}
+
+#[test]
+fn frames_arrive_behind_a_header() {
+    for features in [0, EVENT_IDX, MRG_RXBUF] {
+        let (mut rig, mut rx, _) = nic(features, 8);
+        let head = rx.add(rig.mem(), &[(BUFFERS, 10, true), (BUFFERS + 0x1000, 2000, true)]);
+        rig.kick(&rx);
+        assert!(rig.device.can_receive(1514, rig.mem()));
+        let sent = frame(1514);
+        assert_eq!(rig.receive(&sent), RxOutcome::Delivered);
+        assert_eq!(rx.used(rig.mem()), Some((u32::from(head), 1526)));
+        assert_eq!(rig.bytes(BUFFERS, 10), [0; 10]);
+        assert_eq!(rig.bytes(BUFFERS + 0x1000, 2), [1, 0]);
+        assert_eq!(rig.bytes(BUFFERS + 0x1002, 1514), sent);
+        assert!(rig.take_interrupt());
+    }
+}
+
+#[test]
+fn a_long_frame_is_spread_over_mergeable_buffers() {
+    let (mut rig, mut rx, _) = nic(MRG_RXBUF, 32);
+    for n in 0..8 {
+        rx.add(rig.mem(), &[(BUFFERS + n * 0x1000, 1000, true)]);
+    }
+    rig.kick(&rx);
+    let sent = frame(2500);
+    assert_eq!(rig.receive(&sent), RxOutcome::Delivered);
+    assert_eq!(rx.used(rig.mem()), Some((0, 1000)));
+    assert_eq!(rx.used(rig.mem()), Some((1, 1000)));
+    assert_eq!(rx.used(rig.mem()), Some((2, 512)));
+    assert_eq!(rx.used(rig.mem()), None);
+    assert_eq!(rig.bytes(BUFFERS + 10, 2), [3, 0]);
+    let mut got = rig.bytes(BUFFERS + 12, 988);
+    got.extend(rig.bytes(BUFFERS + 0x1000, 1000));
+    got.extend(rig.bytes(BUFFERS + 0x2000, 512));
+    assert_eq!(got, sent);
+    // Five buffers are left: 4,988 bytes of frame and no more.
+    assert!(rig.device.can_receive(4988, rig.mem()));
+    assert!(!rig.device.can_receive(4989, rig.mem()));
+    let before = rig.memory_hash();
+    assert_eq!(rig.receive(&frame(4989)), RxOutcome::NoBuffer);
+    assert_eq!(rig.receive(&frame(4988)), RxOutcome::Delivered);
+    assert_ne!(rig.memory_hash(), before);
+}
+
+#[test]
+fn without_room_or_driver_frames_are_dropped() {
+    let mut rig = Rig::new(VirtioDevice::Net(Net::new(0, [2; 6])));
+    assert_eq!(rig.receive(&frame(60)), RxOutcome::DeviceDown);
+    assert!(!rig.device.can_receive(60, rig.mem()));
+
+    let (mut rig, mut rx, _) = nic(0, 8);
+    assert!(!rig.device.can_receive(60, rig.mem()));
+    let before = rig.memory_hash();
+    assert_eq!(rig.receive(&frame(60)), RxOutcome::NoBuffer);
+    rx.add(rig.mem(), &[(BUFFERS, 12 + 60, true)]);
+    assert_eq!(rig.receive(&frame(61)), RxOutcome::NoBuffer);
+    assert_eq!(rig.receive(&frame(13)), RxOutcome::BadLength);
+    assert_eq!(rig.receive(&frame(MAX_FRAME + 1)), RxOutcome::BadLength);
+    assert_eq!(rx.used(rig.mem()), None);
+    assert_ne!(rig.memory_hash(), before);
+    assert_eq!(rig.receive(&frame(60)), RxOutcome::Delivered);
+    assert!(!rig.needs_reset());
+}
+
+#[test]
+fn the_driver_is_asked_for_a_kick_only_when_its_buffers_run_out() {
+    let (mut rig, mut rx, _) = nic(0, 8);
+    assert!(rx.kick_wanted(rig.mem()));
+    for n in 0..2 {
+        rx.add(rig.mem(), &[(BUFFERS + n * 0x1000, 2000, true)]);
+    }
+    rig.kick(&rx);
+    assert!(!rx.kick_wanted(rig.mem()));
+    rig.receive(&frame(60));
+    assert!(!rx.kick_wanted(rig.mem()));
+    rig.receive(&frame(60));
+    assert!(rx.kick_wanted(rig.mem()));
+
+    let (mut rig, mut rx, _) = nic(EVENT_IDX, 8);
+    for n in 0..2 {
+        rx.add(rig.mem(), &[(BUFFERS + n * 0x1000, 2000, true)]);
+    }
+    rig.kick(&rx);
+    assert_eq!(rx.avail_event(rig.mem()), 0);
+    rig.receive(&frame(60));
+    assert_eq!(rx.avail_event(rig.mem()), 0);
+    rig.receive(&frame(60));
+    assert_eq!(rx.avail_event(rig.mem()), 2);
+}
+
+#[test]
+fn interrupts_are_held_back_as_the_driver_asks() {
+    // VIRTQ_AVAIL_F_NO_INTERRUPT.
+    let (mut rig, _, mut tx) = nic(0, 8);
+    rig.put(tx.avail, &[1, 0]);
+    tx.add(rig.mem(), &[(BUFFERS, 80, false)]);
+    rig.kick(&tx);
+    assert!(tx.used(rig.mem()).is_some() && !rig.take_interrupt());
+    rig.put(tx.avail, &[0, 0]);
+    tx.add(rig.mem(), &[(BUFFERS, 80, false)]);
+    rig.kick(&tx);
+    assert!(rig.take_interrupt());
+    // A kick with nothing new interrupts nobody.
+    rig.kick(&tx);
+    assert!(!rig.take_interrupt());
+
+    // used_event: only once the third entry is used.
+    let (mut rig, _, mut tx) = nic(EVENT_IDX, 8);
+    tx.set_used_event(rig.mem(), 2);
+    for n in 0..5 {
+        tx.add(rig.mem(), &[(BUFFERS, 80, false)]);
+        rig.kick(&tx);
+        assert_eq!(rig.take_interrupt(), n == 2, "{n}");
+    }
+    // Two entries at once cross the sixth.
+    tx.set_used_event(rig.mem(), 5);
+    tx.add(rig.mem(), &[(BUFFERS, 80, false)]);
+    tx.add(rig.mem(), &[(BUFFERS, 80, false)]);
+    rig.kick(&tx);
+    assert!(rig.take_interrupt());
+}
+
+#[test]
+fn what_was_made_available_before_driver_ok_is_served_then() {
+    let mut tx = Ring::at(1, 8);
+    let mut rig = Rig::new(VirtioDevice::Net(Net::new(0, [2; 6])));
+    rig.negotiate(VERSION_1);
+    rig.enable(&tx);
+    tx.add(rig.mem(), &[(BUFFERS, 80, false)]);
+    rig.kick(&tx);
+    assert!(rig.take_outputs().is_empty());
+    rig.set(STATUS, 1 | 2 | FEATURES_OK | DRIVER_OK);
+    assert_eq!(rig.take_outputs().len(), 1);
+}
+
+#[test]
+fn indices_wrap_around() {
+    let (mut rig, mut rx, mut tx) = nic(EVENT_IDX | INDIRECT, 4);
+    for n in 0..70_000u32 {
+        let byte = n as u8;
+        rx.add(rig.mem(), &[(BUFFERS, 200, true)]);
+        rx.set_used_event(rig.mem(), n as u16);
+        assert_eq!(rig.receive(&[byte; 60]), RxOutcome::Delivered);
+        assert!(rig.take_interrupt(), "{n}");
+        assert_eq!(rx.used(rig.mem()), Some((n % 4, 72)));
+        rig.put(BUFFERS + 0x1000, &[byte; 72]);
+        tx.add(rig.mem(), &[(BUFFERS + 0x1000, 72, false)]);
+        rig.kick(&tx);
+        assert!(tx.used(rig.mem()).is_some());
+        assert_eq!(rig.take_outputs(), [Out::Packet(3, vec![byte; 60])]);
+    }
+    assert!(!rig.needs_reset());
+}
+
+#[test]
+fn an_indirect_chain_is_followed() {
+    let (mut rig, _, mut tx) = nic(INDIRECT, 8);
+    let table = BUFFERS + 0x8000;
+    let sent = frame(60);
+    rig.put(BUFFERS + 0x2000, &sent);
+    write_descriptor(rig.mem(), table, BUFFERS, 12, NEXT, 1);
+    write_descriptor(rig.mem(), table + 16, BUFFERS + 0x2000, 60, 0, 0);
+    // The device must ignore the write flag on the table itself (section 2.7.5.3.2).
+    tx.descriptor(rig.mem(), 5, table, 32, INDIRECT_TABLE | WRITE, 0);
+    tx.offer(rig.mem(), 5);
+    rig.kick(&tx);
+    assert_eq!(rig.take_outputs(), [Out::Packet(3, sent.clone())]);
+    // And plain descriptors may come before the table.
+    tx.descriptor(rig.mem(), 0, BUFFERS, 12, NEXT, 1);
+    tx.descriptor(rig.mem(), 1, table + 16, 16, INDIRECT_TABLE, 0);
+    tx.offer(rig.mem(), 0);
+    rig.kick(&tx);
+    assert_eq!(rig.take_outputs(), [Out::Packet(3, sent)]);
+}
