@@ -12,6 +12,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::FromRawFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
@@ -42,6 +43,9 @@ const EBDA_START: u64 = 0x9_fc00;
 
 /// Start of RAM above the legacy video and ROM area.
 const HIGH_MEMORY_START: u64 = 0x10_0000;
+
+/// Pages read from the memory file at a time.
+const READ_AHEAD: usize = 32;
 
 /// A page of memory.
 pub type Page = [u8; PAGE_SIZE];
@@ -98,10 +102,10 @@ pub enum MemoryError {
         "guest memory of {0} bytes: must be a multiple of {PAGE_SIZE}, from {MIN_RAM} to {MAX_RAM} bytes"
     )]
     Size(u64),
-    /// The kernel refused the memory file.
-    #[error("cannot make a memory file of {size} bytes for the guest")]
+    /// The kernel refused to make or read the memory file.
+    #[error("cannot make or read the guest's memory file of {size} bytes")]
     File {
-        /// Bytes asked for.
+        /// Its size in bytes.
         size: u64,
         /// The kernel's answer.
         #[source]
@@ -227,13 +231,25 @@ impl GuestRam {
     /// Calls `visit` with each page's number and a copy of its content, in order of number. The vCPU must be
     /// stopped if the copies are to belong together.
     ///
+    /// It reads the file, not the mapping: reading a page that was never touched through the mapping would make
+    /// it cost memory.
+    ///
     /// # Errors
-    /// None on memory made by [`GuestRam::new`]; the type is that of [`GuestRam::read_page`].
+    /// What the kernel answered if it refuses to read its own memory file.
     pub fn for_each_page(&self, mut visit: impl FnMut(u64, &Page)) -> Result<(), MemoryError> {
-        let mut page = [0; PAGE_SIZE];
-        for number in self.pages() {
-            self.read_page(number, &mut page)?;
-            visit(number, &page);
+        let mut buffer = vec![0; READ_AHEAD * PAGE_SIZE].into_boxed_slice();
+        let mut numbers = self.pages();
+        let mut offset = 0;
+        while offset < self.size {
+            let len = (self.size - offset).min(buffer.len() as u64) as usize;
+            let pages = &mut buffer[..len];
+            self.file
+                .read_exact_at(pages, offset)
+                .map_err(|source| MemoryError::File { size: self.size, source })?;
+            for (page, number) in pages.as_chunks().0.iter().zip(&mut numbers) {
+                visit(number, page);
+            }
+            offset += len as u64;
         }
         Ok(())
     }
@@ -344,6 +360,29 @@ mod tests {
         .unwrap();
         assert_eq!(seen, (0..MIN_RAM / 4096).collect::<Vec<_>>());
         assert_eq!(changed, [(5, 0x1122_3344)]);
+    }
+
+    #[test]
+    fn looking_at_memory_does_not_make_it_cost() {
+        use std::os::unix::fs::MetadataExt;
+        let ram = GuestRam::new(64 << 20).unwrap();
+        ram.write_page(77, &[1; PAGE_SIZE]).unwrap();
+        let mut pages = 0;
+        ram.for_each_page(|_, _| pages += 1).unwrap();
+        assert_eq!(pages, (64 << 20) / PAGE_SIZE);
+        // A huge page at most, where the kernel backs memory files by them.
+        assert!(ram.file().metadata().unwrap().blocks() * 512 <= 2 << 20);
+    }
+
+    #[test]
+    fn pages_above_the_hole_have_their_own_numbers_and_content() {
+        let ram = GuestRam::new(MMIO_START + (1 << 20)).unwrap();
+        let above = MMIO_END / PAGE_SIZE as u64;
+        ram.write_page(above + 5, &[5; PAGE_SIZE]).unwrap();
+        let mut page = [0; PAGE_SIZE];
+        ram.file().read_exact_at(&mut page, MMIO_START + 5 * PAGE_SIZE as u64).unwrap();
+        assert_eq!(page, [5; PAGE_SIZE]);
+        assert_eq!(ram.pages().nth((MMIO_START / PAGE_SIZE as u64) as usize), Some(above));
     }
 
     #[test]

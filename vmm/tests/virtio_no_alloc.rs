@@ -1,0 +1,124 @@
+//! Frames cross the virtio network device without one allocation.
+//!
+//! One test in a file of its own: the allocator counts for the whole process.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use tandem_vmm::machine::memory::GuestRam;
+use tandem_vmm::machine::output::{DiskRequest, Outputs, PowerEvent};
+use tandem_vmm::machine::virtio::net::{Net, RxOutcome};
+use tandem_vmm::machine::virtio::{VirtioDevice, VirtioMmio};
+use vm_memory::{Bytes, GuestAddress};
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: all of it is the system allocator's; the counter is a plain thread-local without a destructor.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(at, layout) }
+    }
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.realloc(at, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Counts bytes, keeps nothing.
+struct Sink(u64);
+
+impl Outputs for Sink {
+    fn packet(&mut self, _: u8, frame: &[u8]) {
+        self.0 += frame.len() as u64;
+    }
+    fn disk(&mut self, _: DiskRequest<'_>) {}
+    fn serial(&mut self, _: u8) {}
+    fn console(&mut self, _: &[u8]) {}
+    fn power(&mut self, _: PowerEvent) {}
+}
+
+const SIZE: u16 = 64;
+const RX: u64 = 0x1_0000;
+const TX: u64 = 0x2_0000;
+const BUFFERS: u64 = 0x4_0000;
+
+#[test]
+fn frames_cross_without_an_allocation() {
+    let ram = GuestRam::new(2 << 20).unwrap();
+    let mem = ram.memory();
+    let mut out = Sink(0);
+    let mut nic = VirtioMmio::new(0, VirtioDevice::Net(Net::new(0, [2; 6]))).unwrap();
+    let mut set = |nic: &mut VirtioMmio, register: u64, value: u32| {
+        nic.write(register, &value.to_le_bytes(), mem, &mut out);
+    };
+    set(&mut nic, 0x70, 3);
+    set(&mut nic, 0x24, 0);
+    set(&mut nic, 0x20, 1 << 29 | 1 << 28 | 1 << 15);
+    set(&mut nic, 0x24, 1);
+    set(&mut nic, 0x20, 1);
+    set(&mut nic, 0x70, 3 | 8);
+    for (queue, base) in [(0, RX), (1, TX)] {
+        set(&mut nic, 0x30, queue);
+        set(&mut nic, 0x38, u32::from(SIZE));
+        set(&mut nic, 0x80, base as u32);
+        set(&mut nic, 0x90, base as u32 + 0x1000);
+        set(&mut nic, 0xa0, base as u32 + 0x2000);
+        set(&mut nic, 0x44, 1);
+        for n in 0..SIZE {
+            // One buffer of 2,048 bytes each; those of the receive queue are for the device to write.
+            let mut descriptor = [0; 16];
+            let at = BUFFERS + u64::from(queue) * 0x4_0000 + u64::from(n) * 2048;
+            descriptor[..8].copy_from_slice(&at.to_le_bytes());
+            descriptor[8..12].copy_from_slice(&2048u32.to_le_bytes());
+            descriptor[12] = if queue == 0 { 2 } else { 0 };
+            mem.write_slice(&descriptor, GuestAddress(base + u64::from(n) * 16)).unwrap();
+            mem.write_obj(n, GuestAddress(base + 0x1004 + u64::from(n) * 2)).unwrap();
+        }
+    }
+    set(&mut nic, 0x70, 3 | 8 | 4);
+    assert!(nic.running());
+
+    let frame = [7; 1514];
+    let long = [8; 9000];
+    let before = ALLOCATIONS.get();
+    let mut received = 0;
+    for round in 1..=1000u16 {
+        // The driver makes the whole ring available again.
+        mem.write_obj(round.wrapping_mul(SIZE), GuestAddress(RX + 0x1002)).unwrap();
+        mem.write_obj(round.wrapping_mul(SIZE), GuestAddress(TX + 0x1002)).unwrap();
+        nic.write(0x50, &0u32.to_le_bytes(), mem, &mut out);
+        nic.write(0x50, &1u32.to_le_bytes(), mem, &mut out);
+        nic.write(0x64, &3u32.to_le_bytes(), mem, &mut out);
+        while nic.can_receive(long.len(), mem) {
+            assert_eq!(nic.receive(&frame, mem), RxOutcome::Delivered);
+            assert_eq!(nic.receive(&long, mem), RxOutcome::Delivered);
+            received += 2;
+        }
+        while nic.can_receive(frame.len(), mem) {
+            assert_eq!(nic.receive(&frame, mem), RxOutcome::Delivered);
+            received += 1;
+        }
+    }
+    let made = ALLOCATIONS.get() - before;
+    assert_eq!(nic.fault(), None);
+    assert_eq!(out.0, 1000 * u64::from(SIZE) * (2048 - 12));
+    assert!(received > 20_000, "{received}");
+    assert_eq!(made, 0, "allocations for {received} frames in and {} bytes out", out.0);
+    // The counter counts.
+    drop(std::hint::black_box(Box::new(1)));
+    assert!(ALLOCATIONS.get() > before);
+}
