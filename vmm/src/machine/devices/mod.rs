@@ -1,19 +1,86 @@
-//! Devices on the port bus. Each is one file, computes from [`VirtualTime`] alone, keeps its volatile
-//! state in one `State` struct that derives `Clone, PartialEq, Eq, Hash` (so that two machines can be
-//! compared and a digest taken), and is called by the board:
+//! Devices of the PC: interrupt controller, timers, clock, serial line, power.
 //!
-//! - `read(&mut self, now, port_offset, data: &mut [u8])` / `write(&mut self, now, port_offset, data: &[u8])`
-//!   for an access of 1, 2 or 4 bytes; what a real chip leaves undefined reads as ones;
-//! - `advance(&mut self, now)` when virtual time moved on;
-//! - `deadline(&self) -> Option<VirtualTime>`: when the device next wants `advance` for its interrupt;
-//! - `interrupt(&self) -> bool`: the level of its interrupt line.
+//! Each is one readable file and computes from [`VirtualTime`] alone. All volatile state sits in one
+//! `State` struct that derives `Clone, PartialEq, Eq, Hash`, so that two machines can be compared and a
+//! digest taken; the device derives them too. The board calls a device through
+//!
+//! - [`PortDevice`]: port reads and writes;
+//! - `advance(&mut self, now)`: virtual time moved on (timers only);
+//! - `deadline(&self) -> Option<VirtualTime>`: the moment at which its interrupt line will rise next if
+//!   nobody touches the device until then (timers only). The host may call `advance` later than
+//!   that, or in any number of steps: the outcome is the same;
+//! - `interrupt(&self) -> bool`: the level of its interrupt line. Ask after each access and each `advance`.
+//!
+//! No access of a guest makes a device panic, allocate without bound, or loop for long.
 
+use super::output::PowerEvent;
 use super::time::VirtualTime;
+use std::ops::RangeInclusive;
 
-/// A device that answers a range of I/O ports.
+/// The doorbell page of the embedded guest.
+pub mod doorbell;
+
+/// Keyboard controller, for its reset line.
+pub mod i8042;
+
+/// The pair of 8259A interrupt controllers.
+pub mod pic;
+
+/// The 8254 interval timer and port 0x61.
+pub mod pit;
+
+/// ACPI PM1a control register: power-off.
+pub mod pm1;
+
+/// ACPI power management timer.
+pub mod pmtimer;
+
+/// Reset control register, port 0xcf9.
+pub mod reset;
+
+/// What a write does beyond the device it went to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// A byte left the serial port.
+    Serial(u8),
+    /// The guest wants to be switched off or reset.
+    Power(PowerEvent),
+}
+
+/// A device that answers I/O ports.
+///
+/// These chips sit on an eight-bit bus: a wider access is carried out as one access per byte, at rising
+/// ports and at one moment, as the ISA bus does. Bytes past the device's own ports read as ones.
 pub trait PortDevice {
-    /// The guest reads `data.len()` bytes (1, 2 or 4) at `offset` from the device's first port.
-    fn read(&mut self, now: VirtualTime, offset: u16, data: &mut [u8]);
-    /// The guest writes `data` (1, 2 or 4 bytes) at `offset` from the device's first port.
-    fn write(&mut self, now: VirtualTime, offset: u16, data: &[u8]);
+    /// The ports this device answers.
+    fn ports(&self) -> &'static [RangeInclusive<u16>];
+
+    /// The guest reads the byte at `port`.
+    fn read_byte(&mut self, now: VirtualTime, port: u16) -> u8;
+
+    /// The guest writes `value` to `port`. A single access has at most one effect.
+    #[must_use]
+    fn write_byte(&mut self, now: VirtualTime, port: u16, value: u8) -> Option<Effect>;
+
+    /// The guest reads `data.len()` bytes at `port`. A length other than 1, 2 or 4 reads as ones.
+    fn read(&mut self, now: VirtualTime, port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+        if matches!(data.len(), 1 | 2 | 4) {
+            for (byte, port) in data.iter_mut().zip(port..=u16::MAX) {
+                *byte = self.read_byte(now, port);
+            }
+        }
+    }
+
+    /// The guest writes `data` at `port`. A length other than 1, 2 or 4 is ignored.
+    #[must_use]
+    fn write(&mut self, now: VirtualTime, port: u16, data: &[u8]) -> Option<Effect> {
+        let mut effect = None;
+        if matches!(data.len(), 1 | 2 | 4) {
+            for (&byte, port) in data.iter().zip(port..=u16::MAX) {
+                effect = effect.or(self.write_byte(now, port, byte));
+            }
+        }
+        effect
+    }
 }
