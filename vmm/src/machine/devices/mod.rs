@@ -38,6 +38,12 @@ pub mod pmtimer;
 /// Reset control register, port 0xcf9.
 pub mod reset;
 
+/// MC146818 real-time clock with CMOS memory.
+pub mod rtc;
+
+/// 16550A serial port.
+pub mod serial;
+
 /// What a write does beyond the device it went to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
