@@ -1,5 +1,7 @@
 //! The virtio devices, driven as a guest drives them: through registers and rings in guest memory.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 mod blk;
 mod console;
 mod corruption;

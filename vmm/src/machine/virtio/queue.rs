@@ -467,3 +467,121 @@ fn load_u16(mem: &GuestMemory, address: u64) -> Result<u16, QueueError> {
 fn in_ram(mem: &GuestMemory, address: u64, len: u64) -> bool {
     address.checked_add(len).is_some() && mem.check_range(GuestAddress(address), len as usize)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use virtio_queue::desc::RawDescriptor;
+    use virtio_queue::mock::MockSplitQueue;
+
+    const SIZE: u16 = 8;
+    const RAM: usize = 0x1_0000;
+
+    fn memory() -> GuestMemory {
+        GuestMemory::from_ranges(&[(GuestAddress(0), RAM)]).unwrap()
+    }
+
+    /// A queue where the crate's mock driver put it.
+    fn queue_of(mem: &GuestMemory, mock: &MockSplitQueue<'_, GuestMemory>, features: u64) -> VirtQueue {
+        let mut queue = VirtQueue::new(256);
+        queue.set_size(u32::from(SIZE));
+        queue.set_address(Part::DescriptorTable, false, mock.desc_table_addr().0 as u32);
+        queue.set_address(Part::AvailableRing, false, mock.avail_addr().0 as u32);
+        queue.set_address(Part::UsedRing, false, mock.used_addr().0 as u32);
+        queue.enable(mem, features).unwrap();
+        queue
+    }
+
+    fn descriptors() -> impl Strategy<Value = Vec<(u64, u32, u16, u16)>> {
+        let address = prop_oneof![4 => 0x2000u64..0xf000, 1 => any::<u64>()];
+        let len = prop_oneof![6 => 1u32..0x800, 2 => (1u32..5).prop_map(|n| n * 16), 1 => any::<u32>()];
+        let flags = prop_oneof![Just(0u16), Just(1), Just(1), Just(2), Just(3), Just(4)];
+        proptest::collection::vec((address, len, flags, 0..SIZE + 1), usize::from(SIZE))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
+
+        /// The crate is the oracle: a chain that is accepted here has the buffers the crate sees, and a chain that
+        /// is refused is one that the crate cuts short or that has a buffer no device may touch.
+        #[test]
+        fn accepted_chains_are_those_the_crate_sees_whole(
+            table in descriptors(),
+            indirect in descriptors(),
+            head in 0..SIZE + 1,
+        ) {
+            let mem = memory();
+            let mock = MockSplitQueue::create(&mem, GuestAddress(0x1000), SIZE);
+            for (n, &(address, len, flags, next)) in table.iter().enumerate() {
+                let (address, len) = if flags == 4 { (0x2000, (len % 8 + 1) * 16) } else { (address, len) };
+                mock.desc_table().store(n as u16, Descriptor::new(address, len, flags, next).into()).unwrap();
+            }
+            for (n, &(address, len, flags, next)) in indirect.iter().enumerate() {
+                let raw = RawDescriptor::from(Descriptor::new(address, len, flags, next));
+                mem.write_obj(raw, GuestAddress(0x2000 + n as u64 * 16)).unwrap();
+            }
+            mock.avail().ring().ref_at(0).unwrap().store(head);
+            mock.avail().idx().store(1);
+
+            let mut theirs = Vec::new();
+            let mut ring: Queue = mock.create_queue().unwrap();
+            let seen = ring.iter(&mem).unwrap().next().unwrap();
+            let mut ended = false;
+            for descriptor in seen {
+                ended = !descriptor.has_next();
+                theirs.push((
+                    Segment { address: descriptor.addr().0, len: descriptor.len() },
+                    descriptor.is_write_only(),
+                ));
+            }
+
+            let mut queue = queue_of(&mem, &mock, 1 << VIRTIO_RING_F_INDIRECT_DESC);
+            let mut chain = Chain::with_room_for(SIZE);
+            match queue.pop(&mem, &mut chain) {
+                Ok(taken) => {
+                    prop_assert!(taken && ended);
+                    let ours: Vec<_> = chain
+                        .readable().iter().map(|&segment| (segment, false))
+                        .chain(chain.writable().iter().map(|&segment| (segment, true)))
+                        .collect();
+                    prop_assert_eq!(chain.head(), head);
+                    prop_assert_eq!(ours, theirs);
+                    prop_assert_eq!(queue.pop(&mem, &mut chain), Ok(false));
+                    queue.undo_pop();
+                    prop_assert_eq!(queue.pop(&mem, &mut chain), Ok(true));
+                }
+                Err(fault) => {
+                    let cut = !ended;
+                    let untouchable = theirs.iter().any(|(segment, _)| {
+                        segment.len == 0 || !in_ram(&mem, segment.address, u64::from(segment.len))
+                    });
+                    let disordered = theirs.windows(2).any(|pair| pair[0].1 && !pair[1].1);
+                    // The crate lets a table have a successor, and a chain through a table have the table's length.
+                    let lenient = matches!(
+                        fault,
+                        QueueError::IndirectNotAllowed { .. } | QueueError::ChainTooLong { .. }
+                    );
+                    prop_assert!(cut || untouchable || disordered || lenient, "{:?} {:?}", fault, theirs);
+                }
+            }
+        }
+
+        /// The interrupt decision is the one of the specification's `vring_need_event`, at any point of the wrap.
+        #[test]
+        fn the_event_index_decides(start in any::<u16>(), added in 0u16..=SIZE, event in any::<u16>()) {
+            let mem = memory();
+            let mock = MockSplitQueue::create(&mem, GuestAddress(0x1000), SIZE);
+            let mut queue = queue_of(&mem, &mock, 1 << VIRTIO_RING_F_EVENT_IDX);
+            queue.next_used = start;
+            queue.decided_used = start;
+            for _ in 0..added {
+                queue.push_used(&mem, 0, 0).unwrap();
+            }
+            mem.write_obj(event, GuestAddress(queue.avail_ring + 4 + 2 * u64::from(SIZE))).unwrap();
+            let crossed = (0..added).any(|n| start.wrapping_add(n) == event);
+            prop_assert_eq!(queue.wants_interrupt(&mem).unwrap(), crossed);
+            prop_assert!(!queue.wants_interrupt(&mem).unwrap());
+        }
+    }
+}
