@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod any_guest;
 mod blk;
 mod console;
 mod corruption;

@@ -2,7 +2,7 @@
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::queue::QueueError;
+use super::fault::QueueError;
 use crate::machine::memory::GuestMemory;
 
 /// One buffer of a chain, in guest memory from its first byte to its last.

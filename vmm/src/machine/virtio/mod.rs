@@ -19,6 +19,9 @@ pub mod console;
 /// The four kinds of device behind one transport.
 pub mod device;
 
+/// What a guest can do wrong with a queue.
+pub mod fault;
+
 /// The registers.
 pub mod mmio;
 
