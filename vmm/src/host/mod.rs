@@ -1,5 +1,9 @@
 //! The effects: everything that touches the host.
 
+/// What this host can run, found out by trying.
+pub mod check;
+/// The `tandem` command.
+pub mod cli;
 /// The config file of a VM.
 pub mod config;
 /// The control socket: status and failover.

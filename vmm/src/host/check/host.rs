@@ -1,0 +1,153 @@
+//! What else Tandem uses of the host: taps, io_uring, memory, clocks, processors, RDMA, the module.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::probe::{Probe, ask};
+use super::report::{Item, Report};
+use crate::host::config::NetConfig;
+
+/// Adds the findings that need no config.
+pub(super) fn look(report: &mut Report, tandem: &Path) {
+    report.add(tap(tandem));
+    report.add(io_uring(tandem));
+    report.add(huge_pages());
+    report.add(clock());
+    report.add(processors());
+    report.add(module());
+    report.add(verbs());
+}
+
+fn tap(tandem: &Path) -> Item {
+    let answer = ask(tandem, Probe::Tap);
+    if answer.ok { Item::ok("tap", answer.detail) } else { Item::note("tap", answer.detail) }
+}
+
+/// The taps that a config names: each must exist and be free.
+pub(super) fn configured_tap(net: &NetConfig) -> Item {
+    let item = format!("tap {}", net.tap);
+    match crate::host::tap::Tap::open(&net.tap) {
+        Ok(_) => Item::ok(&item, "exists and is free"),
+        Err(error) => {
+            let cause =
+                std::error::Error::source(&error).map_or_else(String::new, |cause| format!(": {cause}"));
+            Item::fail(&item, format!("{error}{cause}"))
+        }
+    }
+}
+
+fn io_uring(tandem: &Path) -> Item {
+    let answer = ask(tandem, Probe::IoUring);
+    if answer.ok {
+        return Item::ok("io_uring", answer.detail);
+    }
+    let remedy = match read("/proc/sys/kernel/io_uring_disabled").as_deref() {
+        Some("1" | "2") => "it is switched off: sysctl kernel.io_uring_disabled=0",
+        Some(_) => "something like a container's seccomp filter forbids it",
+        None => "needs Linux 5.19 or newer",
+    };
+    Item::note("io_uring", answer.detail).remedy(remedy)
+}
+
+fn huge_pages() -> Item {
+    let free = read("/proc/meminfo").and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("HugePages_Free:"))?;
+        line.trim().parse::<u64>().ok()
+    });
+    let shmem = read("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+    let chosen = shmem.as_deref().and_then(|modes| modes.split(['[', ']']).nth(1));
+    match (free, chosen) {
+        (Some(free), _) if free > 0 => Item::ok("huge pages", format!("{free} free")),
+        (_, Some(mode @ ("always" | "within_size" | "advise" | "force"))) => {
+            Item::ok("huge pages", format!("none reserved; transparent ones for guest memory: {mode}"))
+        }
+        _ => Item::note("huge pages", "none: guest memory is mapped in 4 KiB pages")
+            .remedy("echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled"),
+    }
+}
+
+fn clock() -> Item {
+    // SAFETY: an all-zero timespec is a valid one, and the call writes one.
+    let resolution = unsafe {
+        let mut resolution: libc::timespec = std::mem::zeroed();
+        libc::clock_getres(libc::CLOCK_MONOTONIC, &raw mut resolution);
+        resolution
+    };
+    const READS: u32 = 10_000;
+    let begun = Instant::now();
+    for _ in 0..READS {
+        std::hint::black_box(Instant::now());
+    }
+    let read_ns = begun.elapsed().as_nanos() as f64 / f64::from(READS);
+    let source = read("/sys/devices/system/clocksource/clocksource0/current_clocksource");
+    let source = source.as_deref().unwrap_or("unknown");
+    let found =
+        format!("{source}: resolution {} ns, {read_ns:.0} ns a reading, {}", resolution.tv_nsec, oversleep());
+    if resolution.tv_sec > 0 || resolution.tv_nsec > 1_000 {
+        Item::note("clock", found)
+            .remedy("high resolution timers are off: see `highres=` on the kernel command line")
+    } else if read_ns > 500.0 {
+        let remedy = "a reading is a system call: see \
+                      /sys/devices/system/clocksource/clocksource0/available_clocksource for a faster source";
+        Item::note("clock", found).remedy(remedy)
+    } else {
+        Item::ok("clock", found)
+    }
+}
+
+/// How late a timer of 1 ms wakes, the middle of 15.
+fn oversleep() -> String {
+    let nap = Duration::from_millis(1);
+    let mut late: Vec<Duration> = (0..15)
+        .map(|_| {
+            let begun = Instant::now();
+            std::thread::sleep(nap);
+            begun.elapsed().saturating_sub(nap)
+        })
+        .collect();
+    late.sort_unstable();
+    format!("a 1 ms timer is {} µs late", late[late.len() / 2].as_micros())
+}
+
+fn processors() -> Item {
+    // SAFETY: a zeroed cpu_set_t is an empty one; the call fills it, given its size.
+    let usable = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        if libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) < 0 {
+            return Item::note("processors", format!("unknown: {}", std::io::Error::last_os_error()));
+        }
+        libc::CPU_COUNT(&set)
+    };
+    let isolated = read("/sys/devices/system/cpu/isolated").filter(|list| !list.is_empty());
+    let isolated = isolated.map_or_else(|| "none isolated".to_owned(), |list| format!("isolated: {list}"));
+    let found = format!("{usable} usable, {isolated}");
+    if usable < 2 {
+        return Item::note("processors", found)
+            .remedy("vCPU and log share one core: give the process a second");
+    }
+    Item::ok("processors", found)
+}
+
+fn module() -> Item {
+    if Path::new("/sys/module/tandem").exists() {
+        return Item::note("kernel module", "tandem is loaded, but this version does not use it: TSC hidden");
+    }
+    Item::note("kernel module", "tandem is not loaded: the TSC is hidden from guests, not trapped")
+}
+
+fn verbs() -> Item {
+    let devices: Vec<String> = fs::read_dir("/sys/class/infiniband")
+        .map(|entries| {
+            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        })
+        .unwrap_or_default();
+    if devices.is_empty() {
+        return Item::note("RDMA", "no verbs devices: the log goes over TCP");
+    }
+    Item::note("RDMA", format!("{} found, but this version sends the log over TCP", devices.join(", ")))
+}
+
+fn read(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}

@@ -1,0 +1,130 @@
+//! The `tandem` command: from the command line to the part that does it.
+//!
+//! Each command has its arguments in [`args`] and one function here, which reads the config, applies
+//! what the flags override, and calls the part.
+
+pub mod args;
+mod logging;
+mod outcome;
+mod pages;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+
+pub use outcome::Outcome;
+
+use self::args::{CheckArgs, Cli, Command, FailoverArgs, Overrides, StatusArgs, VmArgs};
+use super::check;
+use super::config::Config;
+use super::control::{Client, Pretty};
+
+/// Runs the command that the process was started with. Exit status: 0 done, 1 failed, 2 wrong command
+/// line, 3 divergence found.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logging::set_up(&cli.logging);
+    match dispatch(cli.command) {
+        Ok(outcome) => outcome.into(),
+        Err(error) if outcome::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to do when standard error is closed too.
+            let _ = writeln!(io::stderr(), "{}", outcome::Chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Run(args) => {
+            load(&args)?;
+            not_built("run")
+        }
+        Command::Record(args) => {
+            load(&args.vm)?;
+            not_built("record")
+        }
+        Command::Replay(args) => {
+            args.config.as_deref().map(Config::load).transpose()?;
+            not_built("replay")
+        }
+        Command::Primary(args) => {
+            load(&args)?.pair()?;
+            not_built("primary")
+        }
+        Command::Backup(args) => {
+            load(&args)?.pair()?;
+            not_built("backup")
+        }
+        Command::Demo(_) => not_built("demo"),
+        Command::Check(args) => check(&args),
+        Command::Status(args) => status(&args),
+        Command::Failover(args) => failover(&args),
+        Command::Completions { shell } => print(|out| pages::completions(shell, out)),
+        Command::Man { dir: Some(dir) } => pages::man_pages(&dir).map(|()| Outcome::Done),
+        Command::Man { dir: None } => print(|out| pages::man(out)),
+        Command::Probe { name } => print(|out| check::answer_probe(&name, out)),
+    }
+}
+
+/// The config of a VM with this side's changes.
+fn load(args: &VmArgs) -> anyhow::Result<Config> {
+    let mut config = Config::load(&args.config)?;
+    let Overrides { control, tap } = &args.overrides;
+    config.override_taps(tap)?;
+    if let Some(path) = control {
+        config.control_socket = Some(path.clone());
+    }
+    Ok(config)
+}
+
+fn not_built(command: &str) -> anyhow::Result<Outcome> {
+    anyhow::bail!("`tandem {command}` is not built in this version")
+}
+
+fn check(args: &CheckArgs) -> anyhow::Result<Outcome> {
+    let config = args.config.as_deref().map(Config::load).transpose()?;
+    let this =
+        std::env::current_exe().context("cannot find the tandem executable, which check runs again")?;
+    let report = check::look_at_host(config.as_ref(), &this);
+    print(|out| if args.json { json_line(out, &report) } else { Ok(write!(out, "{report}")?) })?;
+    Ok(if report.ok() { Outcome::Done } else { Outcome::Failed })
+}
+
+fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {
+    let status = Client::connect(&control_socket(&args.socket)?)?.status()?;
+    print(|out| if args.json { json_line(out, &status) } else { Ok(write!(out, "{}", Pretty(&status))?) })
+}
+
+fn failover(args: &FailoverArgs) -> anyhow::Result<Outcome> {
+    let answer = Client::connect(&control_socket(&args.socket)?)?.failover()?;
+    print(|out| Ok(writeln!(out, "{answer}")?))
+}
+
+/// The socket itself, or the one that a config file names.
+fn control_socket(path: &Path) -> anyhow::Result<PathBuf> {
+    if !path.is_file() {
+        return Ok(path.to_owned());
+    }
+    let config = Config::load(path)?;
+    config
+        .control_socket
+        .with_context(|| format!("{} has no [control] socket; give the socket's path", path.display()))
+}
+
+fn json_line(out: &mut dyn Write, value: &impl serde::Serialize) -> anyhow::Result<()> {
+    serde_json::to_writer(&mut *out, value)?;
+    Ok(writeln!(out)?)
+}
+
+fn print(write: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>) -> anyhow::Result<Outcome> {
+    let mut out = io::stdout().lock();
+    write(&mut out)?;
+    out.flush()?;
+    Ok(Outcome::Done)
+}
