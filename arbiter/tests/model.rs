@@ -2,6 +2,8 @@
 //! reads and writes of a few contenders, with crashes, restarts, torn writes, ambiguous errors and stale
 //! writes, up to small bounds.
 
+#![allow(clippy::print_stdout)] // the size of each state space
+
 use stateright::{Checker, HasDiscoveries, Model, Property};
 use tandem_arbiter::paxos::{COPIES, Contender, Look, Sector, Step, Written};
 use tandem_arbiter::{Claim, Side, Token, VmId};
@@ -46,7 +48,7 @@ type Disk = [[Cell; COPIES]; 2];
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Doing {
     /// Reading: which sectors have been read so far.
-    Look([[Option<Cell>; COPIES]; 2]),
+    Look(Box<[[Option<Cell>; COPIES]; 2]>),
     /// About to write.
     Write(usize, Cell),
     /// Halfway through a write.
@@ -87,7 +89,11 @@ enum Action {
     Restart(usize),
 }
 
-const NOTHING_READ: Doing = Doing::Look([[None; COPIES]; 2]);
+impl Doing {
+    fn start() -> Self {
+        Self::Look(Box::new([[None; COPIES]; 2]))
+    }
+}
 
 impl Process {
     fn new(index: usize, role: Role, restarts: u8) -> Self {
@@ -100,8 +106,8 @@ impl Process {
             time_ms: 0,
         };
         // Incarnations are random numbers: in half of the roles the later life has the lower one.
-        let incarnation = if index % 2 == 0 { u64::from(life) } else { u64::from(255 - life) };
-        Self { contender: Contender::new(claim, incarnation), doing: NOTHING_READ, restarts }
+        let incarnation = if index.is_multiple_of(2) { u64::from(life) } else { u64::from(255 - life) };
+        Self { contender: Contender::new(claim, incarnation), doing: Doing::start(), restarts }
     }
 
     fn proposal(&self) -> &Claim {
@@ -110,7 +116,7 @@ impl Process {
 
     fn follow(&mut self, step: Step) {
         self.doing = match step {
-            Step::Look | Step::Preempted => NOTHING_READ,
+            Step::Look | Step::Preempted => Doing::start(),
             Step::Write { copy, block } => {
                 let generation = self.proposal().generation;
                 Doing::Write(copy, Cell { generation, sector: Sector::Block(block) })
@@ -171,7 +177,7 @@ impl State {
         for _ in 0..64 {
             match process.doing {
                 Doing::Look(_) => {
-                    process.looked(disk);
+                    let _ = process.looked(disk);
                 }
                 Doing::Write(copy, cell) | Doing::Writing(copy, cell) => {
                     disk[process.proposal().side.index()][copy] = cell;
@@ -251,7 +257,7 @@ impl Model for Scene {
             Action::Read(index, side, copy) => {
                 let Doing::Look(seen) = &mut state.processes[index].doing else { return None };
                 seen[side][copy] = Some(state.disk[side][copy]);
-                if let [[Some(a), Some(b)], [Some(c), Some(d)]] = *seen {
+                if let [[Some(a), Some(b)], [Some(c), Some(d)]] = **seen {
                     state.looked(index, [[a, b], [c, d]]);
                 }
             }
