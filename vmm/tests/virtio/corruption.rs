@@ -238,6 +238,23 @@ fn a_chain_of_4_gib_is_too_large() {
 }
 
 #[test]
+fn an_indirect_chain_may_be_as_long_as_the_queue_and_no_longer() {
+    for (buffers, fault) in [(8, None), (9, Some(QueueError::ChainTooLong { head: 0 }))] {
+        let mut tx = Ring::at(1, 8);
+        let mut rig = Rig::running(nic(), INDIRECT, std::slice::from_ref(&tx));
+        for n in 0..buffers {
+            let flags = if n + 1 < buffers { NEXT } else { 0 };
+            write_descriptor(rig.mem(), BUFFERS + u64::from(n) * 16, BUFFERS + 0x1000, 20, flags, n + 1);
+        }
+        tx.descriptor(rig.mem(), 0, BUFFERS, 16 * u32::from(buffers), INDIRECT_TABLE, 0);
+        tx.offer(rig.mem(), 0);
+        rig.kick(&tx);
+        assert_eq!(rig.device.fault(), fault, "{buffers}");
+        assert_eq!(rig.take_outputs().len(), usize::from(fault.is_none()));
+    }
+}
+
+#[test]
 fn corruption_before_the_driver_is_ready_is_found_when_it_is() {
     let mut rx = Ring::at(0, 8);
     let mut rig = Rig::new(nic());
