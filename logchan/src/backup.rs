@@ -1,0 +1,333 @@
+//! The backup's end: frames off the wire into the ring, acknowledged on receipt.
+//!
+//! The receive thread owns the [`LogReceiver`]: it checks each frame, puts it into the ring and
+//! acknowledges it, all without another thread. The replay thread owns the [`LogReader`], reads frames
+//! where they lie, and tells [`Progress`] how far it has come; that rides on the acks.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::ack::{ACK_FRAME_LEN, Ack, AckFlags};
+use crate::doorbell::Doorbell;
+use crate::frame::{Envelope, Frame, FrameError, HEADER_LEN, Kind, MAX_FRAME};
+use crate::loss::Loss;
+use crate::progress::Progress;
+use crate::ring::{Consumer, Producer, ReserveError, ring};
+use crate::transport::{Duplex, Waker};
+
+/// Both ends of the way from the wire to the replay: a ring of at least `ring_bytes` (never less than
+/// what two frames of the largest size need), frames expected for `generation`, from sequence number 1.
+pub fn pair<D: Duplex>(transport: D, generation: u64, ring_bytes: usize) -> (LogReceiver<D>, LogReader) {
+    let (producer, consumer) = ring(ring_bytes.max(2 * (MAX_FRAME + 64)));
+    let frames = Arc::new(Doorbell::new());
+    let progress = Arc::new(Progress::new());
+    let reader =
+        LogReader { consumer, frames: frames.clone(), room: transport.waker(), progress: progress.clone() };
+    let receiver = LogReceiver {
+        transport,
+        ring: producer,
+        frames,
+        progress,
+        generation,
+        received: 0,
+        acks: 0,
+        echo: 0,
+        bytes: 0,
+        partial: None,
+        ack_owed: false,
+        lost: false,
+    };
+    (receiver, reader)
+}
+
+/// Takes frames off the wire.
+pub struct LogReceiver<D> {
+    transport: D,
+    ring: Producer,
+    frames: Arc<Doorbell>,
+    progress: Arc<Progress>,
+    generation: u64,
+    received: u64,
+    acks: u64,
+    echo: u64,
+    bytes: u64,
+    /// A frame that is being put together in the ring's reserved slot, and how much of it is there.
+    partial: Option<(Envelope, usize)>,
+    ack_owed: bool,
+    lost: bool,
+}
+
+impl<D: fmt::Debug> fmt::Debug for LogReceiver<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { transport, generation, received, .. } = self;
+        f.debug_struct("LogReceiver")
+            .field("generation", generation)
+            .field("received", received)
+            .field("transport", transport)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What one [`LogReceiver::poll`] brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Polled {
+    /// Frames taken in and acknowledged.
+    pub frames: u64,
+    /// Whether a [`Waker`] ended the wait.
+    pub woken: bool,
+    /// The ring is full: nothing more is read until the replay has released frames.
+    pub stalled: bool,
+}
+
+impl<D: Duplex> LogReceiver<D> {
+    /// Waits for log, a wake, or the timeout (none: for ever); puts all whole frames into the ring and
+    /// acknowledges the last of them. The ack goes out before the replay thread is woken, at the latest
+    /// with the next poll: call it again without delay.
+    ///
+    /// # Errors
+    /// The channel is lost; the ring is closed then, and the replay drains it. No frame that failed a
+    /// check was put in. Frames taken in before the fault were acknowledged where that was possible.
+    pub fn poll(&mut self, timeout: Option<Duration>) -> Result<Polled, Loss> {
+        if self.lost {
+            return Err(Loss::LostBefore);
+        }
+        let before = self.received;
+        let polled = self.poll_checked(timeout);
+        if self.received > before || polled.is_err() {
+            // The ack first: waking a sleeper takes time that a waiting client would feel.
+            if self.frames.has_sleeper() || polled.is_err() {
+                let _ = self.transport.push();
+            }
+            if polled.is_err() {
+                self.lost = true;
+                self.ring.close();
+            }
+            self.frames.ring();
+        }
+        polled
+    }
+
+    fn poll_checked(&mut self, timeout: Option<Duration>) -> Result<Polled, Loss> {
+        if self.ack_owed {
+            self.acknowledge(AckFlags::default())?;
+        }
+        let before = self.received;
+        // A stalled receiver first tries the bytes at hand; if they fit now, it need not wait.
+        let mut stalled = self.take()?;
+        let mut woken = false;
+        if self.received == before {
+            let wake = self.transport.wait(timeout);
+            if let Ok(wake) = &wake {
+                woken = wake.woken;
+            }
+            stalled = self.take().inspect_err(|_| self.acknowledge_if(before))?;
+            if let Err(error) = wake {
+                self.acknowledge_if(before);
+                return Err(error.into());
+            }
+        }
+        self.acknowledge_if(before);
+        Ok(Polled { frames: self.received - before, woken, stalled })
+    }
+
+    fn acknowledge_if(&mut self, before: u64) {
+        if self.received > before {
+            // A broken transport shows itself in the next wait; frames received stay received.
+            self.ack_owed |= self.acknowledge(AckFlags::default()).is_err();
+        }
+    }
+
+    /// Queues an ack with the newest progress, beside those on receipt: for an idle or stalled channel,
+    /// so that the primary sees the lag. It goes out with the next [`Self::poll`] or [`Self::push`].
+    ///
+    /// # Errors
+    /// The channel is lost.
+    pub fn acknowledge(&mut self, flags: AckFlags) -> Result<(), Loss> {
+        self.progress.raise(flags);
+        let executed = self.progress.load();
+        let ack = Ack { received: self.received, executed, echo: self.echo, flags: self.progress.flags() };
+        let mut frame = [0; ACK_FRAME_LEN];
+        ack.encode(self.generation, self.acks + 1, &mut frame)
+            .map_err(|error| Loss::Frame { after: self.received, error })?;
+        // Acks are cumulative: one that finds no room is made up for by a later one.
+        self.ack_owed = !self.transport.reply(&frame)?;
+        if !self.ack_owed {
+            self.acks += 1;
+        }
+        Ok(())
+    }
+
+    /// Sends queued acks now.
+    ///
+    /// # Errors
+    /// The channel is lost.
+    pub fn push(&mut self) -> Result<(), Loss> {
+        Ok(self.transport.push()?)
+    }
+
+    /// Takes all whole frames at hand into the ring. `true`: the ring is full and frames wait.
+    fn take(&mut self) -> Result<bool, Loss> {
+        loop {
+            let damaged = |after| move |error: FrameError| Loss::Frame { after, error };
+            if self.partial.is_none() {
+                let data = self.transport.data();
+                if data.len() < HEADER_LEN {
+                    return Ok(false);
+                }
+                let envelope = Envelope::decode(data).map_err(damaged(self.received))?;
+                self.admit(&envelope)?;
+                if !self.reserve(envelope.frame_len())? {
+                    return Ok(true);
+                }
+                self.partial = Some((envelope, 0));
+            }
+            let Some((envelope, filled)) = &mut self.partial else { return Ok(false) };
+            let slot = self.ring.slot();
+            let data = self.transport.data();
+            let step = data.len().min(slot.len() - *filled);
+            slot[*filled..*filled + step].copy_from_slice(&data[..step]);
+            *filled += step;
+            let whole = *filled == slot.len();
+            self.transport.consume(step);
+            if !whole {
+                return Ok(false);
+            }
+            envelope.verify(slot).map_err(damaged(self.received))?;
+            let (header, len) = (envelope.header, slot.len());
+            self.partial = None;
+            self.ring.commit(len);
+            self.received = header.sequence;
+            self.bytes += len as u64;
+            if header.stamp != 0 {
+                self.echo = header.stamp;
+            }
+        }
+    }
+
+    /// Whether a frame may come now, by its header.
+    fn admit(&self, envelope: &Envelope) -> Result<(), Loss> {
+        let header = envelope.header;
+        if header.kind == Kind::Ack {
+            return Err(Loss::Direction(header.kind));
+        }
+        if header.generation != self.generation {
+            return Err(Loss::Generation { ours: self.generation, found: header.generation });
+        }
+        if header.sequence != self.received + 1 {
+            return Err(Loss::Gap { expected: self.received + 1, found: header.sequence });
+        }
+        Ok(())
+    }
+
+    /// A slot for a frame. `false`: no room, and the reader will wake this thread when there is some.
+    fn reserve(&mut self, len: usize) -> Result<bool, Loss> {
+        for announced in [false, true] {
+            match self.ring.try_reserve(len) {
+                Ok(_) => return Ok(true),
+                Err(ReserveError::TooLong { len, max }) => return Err(Loss::RingTooSmall { len, max }),
+                Err(ReserveError::Full) if announced => {}
+                Err(ReserveError::Full) => self.ring.announce_starving(),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Sequence number of the last frame received; 0 for none.
+    #[must_use]
+    pub const fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Bytes of frames received, headers included.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Where the replay says how far it has come.
+    #[must_use]
+    pub const fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+
+    /// Ends a [`Self::poll`] from another thread.
+    #[must_use]
+    pub fn waker(&self) -> Waker {
+        self.transport.waker()
+    }
+}
+
+/// Hands frames to the replay, where they lie in the ring.
+#[derive(Debug)]
+pub struct LogReader {
+    consumer: Consumer,
+    frames: Arc<Doorbell>,
+    room: Waker,
+    progress: Arc<Progress>,
+}
+
+/// What a [`LogReader::next`] found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next<'a> {
+    /// The oldest frame. It comes again until [`LogReader::release`].
+    Frame(Frame<'a>),
+    /// Nothing within the timeout.
+    Empty,
+    /// The channel is lost or ended, and everything received has been handed out: the end of the log.
+    End,
+}
+
+impl LogReader {
+    /// The oldest frame not released, waiting for it up to the timeout (none: for ever).
+    ///
+    /// # Errors
+    /// [`FrameError`] only if the ring's memory was overwritten: frames in it were verified.
+    pub fn next(&mut self, timeout: Option<Duration>) -> Result<Next<'_>, FrameError> {
+        self.next_spinning(0, timeout)
+    }
+
+    /// As [`Self::next`], but looks `spins` times before it sleeps.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub fn next_spinning(&mut self, spins: u32, timeout: Option<Duration>) -> Result<Next<'_>, FrameError> {
+        let mut slept = false;
+        loop {
+            let seen = self.frames.look();
+            if self.consumer.front().is_some() {
+                break;
+            }
+            if self.consumer.is_finished() {
+                return Ok(Next::End);
+            }
+            if slept && timeout.is_some() {
+                return Ok(Next::Empty);
+            }
+            if timeout != Some(Duration::ZERO) {
+                self.frames.spin_then_wait(seen, spins, timeout);
+            }
+            slept = true;
+        }
+        self.consumer.front().map_or(Ok(Next::Empty), |bytes| Frame::verified_before(bytes).map(Next::Frame))
+    }
+
+    /// Gives the oldest frame's memory back.
+    pub fn release(&mut self) {
+        if self.consumer.release() {
+            self.room.wake();
+        }
+    }
+
+    /// Bytes received and not released, with the ring's own marks.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.consumer.used()
+    }
+
+    /// Where to say how far the replay has come.
+    #[must_use]
+    pub const fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+}

@@ -1,0 +1,79 @@
+//! A batch like the one the machine logs, and a pair of channel ends over either transport.
+
+#![allow(dead_code, missing_docs)]
+
+use rkyv::{Archive, Serialize};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+use tandem_logchan::ack::AckState;
+use tandem_logchan::backup::{self, LogReader, LogReceiver};
+use tandem_logchan::primary::{AckReceiver, LogSender};
+use tandem_logchan::transport::tcp::{self, TcpConfig};
+use tandem_logchan::transport::{Duplex, ReceiveHalf, SendHalf, inproc};
+
+pub const GENERATION: u64 = 7;
+
+#[derive(Archive, Serialize, Clone, Copy, Debug, PartialEq)]
+pub enum Entry {
+    Time { nanos: u64 },
+    Packet { nic: u8, at: u32, len: u32 },
+    DiskDone { disk: u8, tag: u64 },
+}
+
+#[derive(Archive, Serialize, Debug, Default)]
+pub struct Batch {
+    pub position: u64,
+    pub time: u64,
+    pub entries: Vec<Entry>,
+    pub blob: Vec<u8>,
+}
+
+pub fn batch(position: u64, blob: usize) -> Batch {
+    Batch {
+        position,
+        time: position * 1000,
+        entries: vec![
+            Entry::Time { nanos: position },
+            Entry::Packet { nic: 0, at: 0, len: blob as u32 },
+            Entry::DiskDone { disk: 1, tag: position },
+        ],
+        blob: vec![position as u8; blob],
+    }
+}
+
+pub type Boxed = (
+    LogSender<Box<dyn SendHalf>>,
+    AckReceiver<Box<dyn ReceiveHalf>>,
+    LogReceiver<Box<dyn Duplex>>,
+    LogReader,
+);
+
+fn ends(send: Box<dyn SendHalf>, receive: Box<dyn ReceiveHalf>, duplex: Box<dyn Duplex>, ring: usize) -> Boxed {
+    let acks = Arc::new(AckState::new());
+    let (receiver, reader) = backup::pair(duplex, GENERATION, ring);
+    (
+        LogSender::new(send, GENERATION, acks.clone()),
+        AckReceiver::new(receive, GENERATION, acks),
+        receiver,
+        reader,
+    )
+}
+
+pub fn over_tcp(config: &TcpConfig, ring: usize) -> Boxed {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = tcp::connect(listener.local_addr().unwrap(), Duration::from_secs(5)).unwrap();
+    let (accepted, _) = listener.accept().unwrap();
+    let (send, receive) = tcp::primary(stream, config).unwrap();
+    let duplex = tcp::backup(accepted, config).unwrap();
+    ends(Box::new(send), Box::new(receive), Box::new(duplex), ring)
+}
+
+pub fn in_process(ring: usize) -> (Boxed, inproc::Faults, inproc::Faults) {
+    let link = inproc::link(0).unwrap();
+    (
+        ends(Box::new(link.send), Box::new(link.receive), Box::new(link.backup), ring),
+        link.log_faults,
+        link.ack_faults,
+    )
+}
