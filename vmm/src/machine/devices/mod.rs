@@ -90,3 +90,69 @@ pub trait PortDevice {
         effect
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Writes down which byte goes where, and answers a port's low half.
+    #[derive(Default)]
+    struct Recorder(Vec<(u16, u8)>);
+
+    impl PortDevice for Recorder {
+        fn ports(&self) -> &'static [RangeInclusive<u16>] {
+            &[]
+        }
+
+        fn read_byte(&mut self, _now: VirtualTime, port: u16) -> u8 {
+            port as u8
+        }
+
+        fn write_byte(&mut self, _now: VirtualTime, port: u16, value: u8) -> Option<Effect> {
+            self.0.push((port, value));
+            (value == 0xee).then_some(Effect::Serial(value))
+        }
+    }
+
+    #[test]
+    fn wide_accesses_go_byte_by_byte() {
+        let mut device = Recorder::default();
+        let now = VirtualTime::ZERO;
+        assert_eq!(device.write(now, 0x70, &[1, 0xee]), Some(Effect::Serial(0xee)));
+        assert_eq!(device.write(now, 0xfffe, &[3, 4, 5, 6]), None);
+        for odd in [&[][..], &[7; 3], &[7; 8]] {
+            assert_eq!(device.write(now, 0x70, odd), None);
+        }
+        assert_eq!(device.0, [(0x70, 1), (0x71, 0xee), (0xfffe, 3), (0xffff, 4)]);
+        let mut data = [0; 4];
+        device.read(now, 0xfffd, &mut data);
+        assert_eq!(data, [0xfd, 0xfe, 0xff, 0xff]);
+        let mut odd = [0; 3];
+        device.read(now, 0x70, &mut odd);
+        assert_eq!(odd, [0xff; 3]);
+    }
+
+    #[test]
+    fn timer_ticks_reach_the_processor() {
+        // The board's wiring: OUT0 to IRQ 0, the guest in a loop of HLT, acknowledge and EOI.
+        let (mut pit, mut pic) = (pit::Pit::new(), pic::Pic::new());
+        let start = VirtualTime::ZERO;
+        for (port, value) in [(0x20, 0x11), (0x21, 0x30), (0x21, 0x04), (0x21, 0x01)] {
+            assert_eq!(pic.write(start, port, &[value]), None);
+        }
+        for (port, value) in [(0x43, 0x34), (0x40, 0x9c), (0x40, 0x2e)] {
+            assert_eq!(pit.write(start, port, &[value]), None);
+        }
+        let end = VirtualTime::from_nanos(1_000_000_000);
+        let mut ticks = 0;
+        while let Some(now) = pit.deadline().filter(|&deadline| deadline <= end) {
+            pit.advance(now).drive(|level| pic.set_line(0, level));
+            assert!(pic.pending());
+            assert_eq!(pic.acknowledge(), 0x30);
+            assert_eq!(pic.write(now, 0x20, &[0x20]), None);
+            assert!(!pic.pending());
+            ticks += 1;
+        }
+        assert_eq!(ticks, (pit::HERTZ - 1) / 0x2e9c);
+    }
+}

@@ -376,4 +376,6 @@ impl Chip {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;

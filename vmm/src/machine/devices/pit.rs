@@ -170,4 +170,6 @@ impl PortDevice for Pit {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
