@@ -137,7 +137,7 @@ impl Backup {
     }
 
     pub(super) fn tick(&mut self, now: Moment, timing: &Timing, actions: &mut Actions) -> Next {
-        if self.silence.lost(now) {
+        if self.silence.lost(now, self.next_beat) {
             return Next::Arbitrate(Suspicion::Silent);
         }
         if now >= self.next_beat {

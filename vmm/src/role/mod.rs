@@ -11,6 +11,7 @@ pub mod moment;
 pub mod primary;
 pub mod side;
 pub mod silence;
+pub mod sim;
 pub mod throttle;
 pub mod timing;
 

@@ -199,7 +199,7 @@ impl Primary {
         gate: &mut Gate,
         actions: &mut Actions,
     ) -> Next {
-        if self.silence.lost(now) {
+        if self.silence.lost(now, self.next_beat) {
             return Next::Arbitrate(Suspicion::Silent);
         }
         if !self.handed_over()

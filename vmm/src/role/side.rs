@@ -19,8 +19,6 @@ const WINNER_TELLS_FOR: u64 = 20;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Side {
     timing: Timing,
-    /// The latest time seen: time never runs backwards, whatever order the host's threads report in.
-    now: Moment,
     gate: Gate,
     role: Role,
 }
@@ -118,7 +116,7 @@ impl Side {
     /// The timing contradicts itself.
     pub fn solo(timing: Timing, capacity: usize, now: Moment) -> Result<(Self, Actions), TimingError> {
         let mut actions = Actions::default();
-        let mut side = Self::new(timing, capacity, now, Role::Solo(Live::new(now, now, 0, false)))?;
+        let mut side = Self::new(timing, capacity, Role::Solo(Live::new(now, now, 0, false)))?;
         side.gate.open();
         actions.push(Action::StartGuest);
         Ok((side, actions))
@@ -129,12 +127,7 @@ impl Side {
     ///
     /// # Errors
     /// The timing contradicts itself.
-    pub fn primary(
-        timing: Timing,
-        capacity: usize,
-        now: Moment,
-        start: Start,
-    ) -> Result<(Self, Actions), TimingError> {
+    pub fn primary(timing: Timing, capacity: usize, start: Start) -> Result<(Self, Actions), TimingError> {
         let mut actions = Actions::default();
         let Start { generation, claimed, alone } = start;
         let role = match claimed {
@@ -148,7 +141,7 @@ impl Side {
                 Role::Arbitrating(Arbitrating::Opening(Opening { claim, alone }))
             }
         };
-        Ok((Self::new(timing, capacity, now, role)?, actions))
+        Ok((Self::new(timing, capacity, role)?, actions))
     }
 
     /// A backup, which waits for its primary's welcome. `claimed` is the latest generation that the arbiter said was
@@ -159,22 +152,19 @@ impl Side {
     pub fn backup(
         timing: Timing,
         capacity: usize,
-        now: Moment,
         claimed: Option<u64>,
     ) -> Result<Self, TimingError> {
-        Self::new(timing, capacity, now, Role::Joining(Joining::Backup { claimed }))
+        Self::new(timing, capacity, Role::Joining(Joining::Backup { claimed }))
     }
 
-    fn new(timing: Timing, capacity: usize, now: Moment, role: Role) -> Result<Self, TimingError> {
+    fn new(timing: Timing, capacity: usize, role: Role) -> Result<Self, TimingError> {
         timing.validate()?;
-        Ok(Self { timing, now, gate: Gate::new(&timing, capacity), role })
+        Ok(Self { timing, gate: Gate::new(&timing, capacity), role })
     }
 
     /// Takes one event, handled at `now`, and says what is to be done.
     pub fn on(&mut self, now: Moment, event: Event) -> Actions {
         let mut actions = Actions::default();
-        self.now = self.now.max(now);
-        let now = self.now;
         let next = self.dispatch(now, event, &mut actions);
         self.turn(now, next, &mut actions);
         let next = self.tick(now, &mut actions);
@@ -185,13 +175,12 @@ impl Side {
     /// The short way of [`Event::Ack`]: moves the gate, and leaves everything else to the next event.
     /// Ask [`Side::releasable`] right after. Any action that comes of a bad ack is returned.
     pub fn on_ack(&mut self, now: Moment, ack: &Ack) -> Option<Actions> {
-        self.now = self.now.max(now);
         let Role::Primary(primary) = &mut self.role else { return None };
-        match primary.on_ack(self.now, ack, &mut self.gate) {
+        match primary.on_ack(now, ack, &mut self.gate) {
             Next::Stay => None,
             next => {
                 let mut actions = Actions::default();
-                self.turn(self.now, next, &mut actions);
+                self.turn(now, next, &mut actions);
                 Some(actions)
             }
         }
@@ -199,9 +188,8 @@ impl Side {
 
     /// The short way of [`Event::Batch`]: the ack to send at once. `None`: it must not be acknowledged, nor executed.
     pub fn on_batch(&mut self, now: Moment, batch: &Batch) -> Option<Ack> {
-        self.now = self.now.max(now);
         match &mut self.role {
-            Role::Backup(backup) => backup.on_batch(self.now, batch),
+            Role::Backup(backup) => backup.on_batch(now, batch),
             _ => None,
         }
     }
@@ -217,7 +205,7 @@ impl Side {
     /// All outputs with a number below this may leave at `now`: see [`Gate::releasable`].
     #[must_use]
     pub fn releasable(&self, now: Moment) -> u64 {
-        self.gate.releasable(self.now.max(now))
+        self.gate.releasable(now)
     }
 
     /// All outputs with a number below `number` have left, to the last byte.

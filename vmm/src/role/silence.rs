@@ -13,7 +13,6 @@ pub struct Silence {
     bound: u64,
     heartbeat: u64,
     heard: Moment,
-    looked: Moment,
     excuse: Excuse,
 }
 
@@ -27,13 +26,12 @@ impl Silence {
     /// Watches from `now` on, as if the peer had just been heard. `bound` and `heartbeat` in nanoseconds.
     #[must_use]
     pub const fn new(now: Moment, bound: u64, heartbeat: u64) -> Self {
-        Self { bound, heartbeat, heard: now, looked: now, excuse: Excuse::Unused }
+        Self { bound, heartbeat, heard: now, excuse: Excuse::Unused }
     }
 
     /// Something of the peer was read: a heartbeat, a frame, an ack.
     pub fn heard(&mut self, now: Moment) {
         self.heard = self.heard.max(now);
-        self.looked = self.looked.max(now);
         self.excuse = Excuse::Unused;
     }
 
@@ -43,13 +41,13 @@ impl Silence {
         self.heard
     }
 
-    /// Looks at the clock: is the peer to be taken for lost? To be asked at least every heartbeat.
-    pub fn lost(&mut self, now: Moment) -> bool {
-        let absent = now.since(self.looked) > 2 * self.heartbeat;
-        self.looked = self.looked.max(now);
+    /// Looks at the clock: is the peer to be taken for lost? `due` is when this side was to send its next heartbeat: if
+    /// that is long past, this side was absent.
+    pub fn lost(&mut self, now: Moment, due: Moment) -> bool {
         if now.since(self.heard) < self.bound {
             return false;
         }
+        let absent = now.since(due) > self.heartbeat;
         if absent && self.excuse == Excuse::Unused {
             self.excuse = Excuse::Until(now + self.heartbeat);
         }
@@ -81,31 +79,26 @@ mod tests {
     #[test]
     fn silence_is_measured_from_the_last_word() {
         let mut silence = Silence::new(at(0), 50, 10);
-        for now in (10..50).step_by(10) {
-            assert!(!silence.lost(at(now)));
-        }
+        assert!(!silence.lost(at(49), at(49)));
         silence.heard(at(45));
-        assert!(!silence.lost(at(55)));
         assert_eq!(silence.deadline(), at(95));
-        for now in (65..95).step_by(10) {
-            assert!(!silence.lost(at(now)));
-        }
-        assert!(silence.lost(at(95)));
+        assert!(!silence.lost(at(94), at(94)));
+        assert!(silence.lost(at(95), at(95)));
     }
 
     #[test]
     fn own_absence_is_excused_once() {
         let mut silence = Silence::new(at(0), 50, 10);
-        assert!(!silence.lost(at(1000)), "just woke up");
+        assert!(!silence.lost(at(1000), at(10)), "just woke up");
         assert_eq!(silence.deadline(), at(1010));
-        assert!(!silence.lost(at(1009)));
-        assert!(silence.lost(at(1010)));
+        assert!(!silence.lost(at(1009), at(1010)));
+        assert!(silence.lost(at(1010), at(1010)));
         // Always late is no excuse.
         let mut slow = Silence::new(at(0), 50, 10);
-        assert!(!slow.lost(at(60)));
-        assert!(slow.lost(at(120)));
+        assert!(!slow.lost(at(60), at(10)));
+        assert!(slow.lost(at(120), at(70)));
         // A word makes good for it.
         slow.heard(at(121));
-        assert!(!slow.lost(at(1000)));
+        assert!(!slow.lost(at(1000), at(130)));
     }
 }

@@ -1,0 +1,564 @@
+//! Model checking of the protocol: every order of everything, for small bounds, over the very state
+//! machines that the host runs.
+//!
+//! Time is a small number of ticks, one heartbeat each. Nothing forces a side to act when its time has come: a side
+//! may be frozen at any point, for any time, and then finds its messages in any order. Datagrams may be lost,
+//! repeated, and overtake each other: one that was sent can be delivered at any later time, any number of
+//! times, or never. The log channel keeps its order; it can break at any time, each end learning of it or not. The
+//! arbiter may answer late, not at all, or say that it is unreachable although the claim has effect or
+//! will have it later.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use stateright::{Checker, Model, Property};
+use tandem_vmm::role::action::{Action, Actions};
+use tandem_vmm::role::event::{Ack, Batch, ChannelLoss, Divergence, Event, Heartbeat, Verdict};
+use tandem_vmm::role::side::{Side, Start, State as Role};
+use tandem_vmm::role::{Moment, Timing};
+
+const PRIMARY: usize = 0;
+const BACKUP: usize = 1;
+
+/// What may happen, and how often.
+#[derive(Clone, Copy, Default)]
+struct Bounds {
+    name: &'static str,
+    ticks: u64,
+    outputs: u64,
+    crashes: u8,
+    cuts: u8,
+    unreachable: u8,
+    hand_overs: u8,
+    leaves: u8,
+    divergences: u8,
+    /// Starts from nothing instead of from a pair, and processes may start again.
+    from_start: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Step {
+    Time,
+    Tick(usize),
+    Heartbeat(usize, Heartbeat),
+    Batch,
+    Ack,
+    ChannelLost(usize),
+    Cut,
+    Guest,
+    Release(usize),
+    Execute,
+    /// The claim of this side reaches the arbiter.
+    Claim(usize),
+    /// This side is told that the arbiter is unreachable.
+    Unreachable(usize),
+    Answer(usize),
+    Crash(usize),
+    HandOver(usize),
+    Leave(usize),
+    Stopped,
+    Diverge,
+    Joined,
+    Welcomed,
+    StartAgain(usize),
+}
+
+/// The world. Bounded counters are part of it, so that the checker sees the bounds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct World {
+    now: u64,
+    sides: [Option<Side>; 2],
+    lives: [u8; 2],
+    /// All datagrams ever sent, by receiver.
+    datagrams: [BTreeSet<Heartbeat>; 2],
+    channel: Option<Channel>,
+    /// Claims on their way, by side: the life that asked, and the generation.
+    claims: [BTreeSet<(u8, u64)>; 2],
+    answers: [Option<(u64, Verdict)>; 2],
+    /// Winners by generation, from 1.
+    winners: Vec<(usize, u8)>,
+    stopping: bool,
+    welcome: Option<u64>,
+    /// For each output of the guest, in order, the batch that it was bound to; from 1.
+    outputs: Vec<u64>,
+    /// Batches made.
+    batches: u64,
+    /// Outputs that have left.
+    left: u64,
+    /// Who is the machine.
+    holder: Option<(usize, u8)>,
+    /// Batches the backup executed before it went live.
+    kept: Option<u64>,
+    used: Used,
+    wrong: Option<&'static str>,
+    seen: Seen,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Channel {
+    log: Vec<Batch>,
+    acks: Vec<Ack>,
+    /// Ends that will learn that it is over.
+    lost: [bool; 2],
+    open: [bool; 2],
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Used {
+    crashes: u8,
+    cuts: u8,
+    unreachable: u8,
+    hand_overs: u8,
+    leaves: u8,
+    divergences: u8,
+}
+
+/// Things worth reaching.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Seen {
+    refused: bool,
+}
+
+impl World {
+    fn at(&self) -> Moment {
+        Moment::from_nanos(self.now)
+    }
+
+    fn state(&self, side: usize) -> Option<Role> {
+        self.sides[side].as_ref().map(Side::state)
+    }
+
+    fn wrong(&mut self, what: &'static str) {
+        self.wrong.get_or_insert(what);
+    }
+
+    fn event(&mut self, side: usize, event: Event) {
+        let now = self.at();
+        if let Some(actor) = self.sides[side].as_mut() {
+            let actions = actor.on(now, event);
+            self.act(side, &actions);
+        }
+    }
+
+    fn act(&mut self, side: usize, actions: &Actions) {
+        let me = (side, self.lives[side]);
+        for action in actions {
+            match action {
+                Action::SendHeartbeat(mut heartbeat) => {
+                    // Only the primary's stamps are ever read.
+                    if self.state(side) != Some(Role::Primary) {
+                        heartbeat.stamp = Moment::ZERO;
+                    }
+                    self.datagrams[1 - side].insert(heartbeat);
+                }
+                Action::SendAck(ack) => {
+                    if let Some(channel) = self.channel.as_mut().filter(|channel| channel.open[PRIMARY]) {
+                        channel.acks.push(ack);
+                    }
+                }
+                Action::Welcome { generation } => self.welcome = Some(generation),
+                Action::StartGuest => {
+                    if self.state(side) != Some(Role::Backup) {
+                        if self.holder.is_some() {
+                            self.wrong("started twice");
+                        }
+                        self.holder = Some(me);
+                    }
+                }
+                Action::Claim { generation } => {
+                    self.claims[side].insert((me.1, generation));
+                }
+                Action::StopGuest => self.stopping = true,
+                Action::CloseChannel => {
+                    if let Some(channel) = self.channel.as_mut() {
+                        channel.open[side] = false;
+                        channel.lost[1 - side] |= channel.open[1 - side];
+                    }
+                }
+                Action::GoLive { .. } => {
+                    let executed = self.kept.unwrap_or(0);
+                    let left = self.outputs.iter().take(self.left as usize);
+                    if left.clone().any(|sequence| *sequence > executed) {
+                        self.wrong("cannot reproduce what left");
+                    }
+                    self.outputs.retain(|sequence| *sequence <= executed);
+                    self.holder = Some(me);
+                }
+                Action::RunAlone { .. } => {
+                    if self.holder != Some(me) {
+                        self.wrong("runs on alone, but the other is live");
+                    }
+                }
+                Action::Halt(reason) => {
+                    self.seen.refused |=
+                        matches!(reason, tandem_vmm::role::action::HaltReason::Refused { .. });
+                }
+                Action::ResumeGuest | Action::Stall(_) | Action::Throttle(_) | Action::Report(_) => {}
+            }
+        }
+    }
+
+    /// A backup's log, as far as it is in memory and not executed.
+    fn to_execute(&self) -> Option<u64> {
+        let progress = self.sides[BACKUP].as_ref()?.progress()?;
+        (!progress.drained()).then_some(progress.executed + 1)
+    }
+
+    fn crash(&mut self, side: usize) {
+        self.sides[side] = None;
+        if let Some(channel) = self.channel.as_mut() {
+            channel.open[side] = false;
+            channel.lost[1 - side] |= channel.open[1 - side];
+        }
+    }
+}
+
+impl Bounds {
+    fn timing() -> Timing {
+        // Lease 2, silence 3: one tick is the margin.
+        Timing {
+            heartbeat: 1,
+            missed: 3,
+            margin_permille: 100,
+            early: 1,
+            claim_retry: 1,
+            ack_patience: 1_000,
+            hand_over_patience: 2,
+            lag_bound: 1_000,
+            lag_entries: 1_000,
+        }
+    }
+
+    fn start(side: usize) -> (Side, Actions) {
+        let start = Start { generation: 1, claimed: None, alone: false };
+        match side {
+            PRIMARY => Side::primary(Self::timing(), 4, start).unwrap(),
+            _ => (Side::backup(Self::timing(), 4, None).unwrap(), Actions::default()),
+        }
+    }
+}
+
+impl Model for Bounds {
+    type State = World;
+    type Action = Step;
+
+    fn init_states(&self) -> Vec<World> {
+        let mut world = World {
+            now: 0,
+            sides: [None, None],
+            lives: [1, 1],
+            datagrams: Default::default(),
+            channel: None,
+            claims: Default::default(),
+            answers: [None, None],
+            winners: Vec::new(),
+            stopping: false,
+            welcome: None,
+            outputs: Vec::new(),
+            batches: 0,
+            left: 0,
+            holder: None,
+            kept: None,
+            used: Used::default(),
+            wrong: None,
+            seen: Seen::default(),
+        };
+        for side in [PRIMARY, BACKUP] {
+            let (actor, actions) = Self::start(side);
+            world.sides[side] = Some(actor);
+            world.act(side, &actions);
+        }
+        if !self.from_start {
+            for step in [Step::Claim(PRIMARY), Step::Answer(PRIMARY), Step::Joined, Step::Welcomed] {
+                world = self.next_state(&world, step).unwrap();
+            }
+            assert_eq!([world.state(0), world.state(1)], [Some(Role::Primary), Some(Role::Backup)]);
+        }
+        vec![world]
+    }
+
+    fn actions(&self, world: &World, steps: &mut Vec<Step>) {
+        if world.wrong.is_some() {
+            return;
+        }
+        if world.now < self.ticks {
+            steps.push(Step::Time);
+        }
+        for side in [PRIMARY, BACKUP] {
+            let Some(actor) = &world.sides[side] else {
+                if self.from_start && world.lives[side] < 2 {
+                    steps.push(Step::StartAgain(side));
+                }
+                continue;
+            };
+            if actor.state() == Role::Halted {
+                continue;
+            }
+            if actor.deadline().is_some_and(|deadline| deadline <= world.at()) {
+                steps.push(Step::Tick(side));
+            }
+            steps.extend(world.datagrams[side].iter().map(|heartbeat| Step::Heartbeat(side, *heartbeat)));
+            if world.channel.as_ref().is_some_and(|channel| {
+                let empty = if side == PRIMARY { channel.acks.is_empty() } else { channel.log.is_empty() };
+                channel.lost[side] && channel.open[side] && empty
+            }) {
+                steps.push(Step::ChannelLost(side));
+            }
+            if actor.releasable(world.at()) > actor.gate().gone() {
+                steps.push(Step::Release(side));
+            }
+            if world.answers[side].is_some() {
+                steps.push(Step::Answer(side));
+            }
+            if world.used.crashes < self.crashes {
+                steps.push(Step::Crash(side));
+            }
+            if world.used.hand_overs < self.hand_overs {
+                steps.push(Step::HandOver(side));
+            }
+            if world.used.leaves < self.leaves {
+                steps.push(Step::Leave(side));
+            }
+            let asks = world.claims[side].iter().any(|(life, _)| *life == world.lives[side]);
+            if asks && world.used.unreachable < self.unreachable && world.answers[side].is_none() {
+                steps.push(Step::Unreachable(side));
+            }
+        }
+        for side in [PRIMARY, BACKUP] {
+            // Also when its process is dead: the write may be on its way.
+            if !world.claims[side].is_empty() && world.answers[side].is_none() {
+                steps.push(Step::Claim(side));
+            }
+        }
+        if let Some(channel) = &world.channel {
+            if channel.open[BACKUP] && !channel.log.is_empty() {
+                steps.push(Step::Batch);
+            }
+            if channel.open[PRIMARY] && !channel.acks.is_empty() {
+                steps.push(Step::Ack);
+            }
+            if world.used.cuts < self.cuts && channel.open != [false; 2] {
+                steps.push(Step::Cut);
+            }
+        }
+        let primary = world.state(PRIMARY);
+        if (world.outputs.len() as u64) < self.outputs
+            && !world.stopping
+            && matches!(primary, Some(Role::Primary | Role::Live | Role::Arbitrating))
+            && world.holder == Some((PRIMARY, world.lives[PRIMARY]))
+        {
+            steps.push(Step::Guest);
+        }
+        if world.stopping && primary == Some(Role::Primary) {
+            steps.push(Step::Stopped);
+        }
+        if world.to_execute().is_some() {
+            steps.push(Step::Execute);
+            if world.used.divergences < self.divergences {
+                steps.push(Step::Diverge);
+            }
+        }
+        let waits = [world.state(PRIMARY), world.state(BACKUP)] == [Some(Role::Joining), Some(Role::Joining)];
+        let takes = world.state(PRIMARY) == Some(Role::Live) && world.state(BACKUP) == Some(Role::Joining);
+        if self.from_start && (waits || takes) {
+            steps.push(Step::Joined);
+        }
+        if world.welcome.is_some() && world.state(BACKUP) == Some(Role::Joining) {
+            steps.push(Step::Welcomed);
+        }
+    }
+
+    fn next_state(&self, last: &World, step: Step) -> Option<World> {
+        let mut world = last.clone();
+        let now = world.at();
+        match step {
+            Step::Time => world.now += 1,
+            Step::Tick(side) => world.event(side, Event::Tick),
+            Step::Heartbeat(side, heartbeat) => world.event(side, Event::Heartbeat(heartbeat)),
+            Step::Batch => {
+                let batch = world.channel.as_mut()?.log.remove(0);
+                world.event(BACKUP, Event::Batch(batch));
+            }
+            Step::Ack => {
+                let ack = world.channel.as_mut()?.acks.remove(0);
+                world.event(PRIMARY, Event::Ack(ack));
+            }
+            Step::ChannelLost(side) => {
+                world.channel.as_mut()?.open[side] = false;
+                let event =
+                    Event::ChannelLost { generation: world.winners.len() as u64, loss: ChannelLoss::Closed };
+                // The generation of the channel is the one in which it was made.
+                let generation = world.sides[side].as_ref()?.generation();
+                world.event(
+                    side,
+                    match event {
+                        Event::ChannelLost { loss, .. } => Event::ChannelLost { generation, loss },
+                        event => event,
+                    },
+                );
+            }
+            Step::Cut => {
+                world.used.cuts += 1;
+                let channel = world.channel.as_mut()?;
+                channel.log.clear();
+                channel.acks.clear();
+                channel.lost = channel.open;
+            }
+            Step::Guest => {
+                world.batches += 1;
+                let sequence = world.batches;
+                world.outputs.push(sequence);
+                if world.state(PRIMARY) == Some(Role::Primary) {
+                    let generation = world.sides[PRIMARY].as_ref()?.generation();
+                    world.event(PRIMARY, Event::Sent { sequence });
+                    if let Some(channel) = world.channel.as_mut().filter(|channel| !channel.lost[BACKUP]) {
+                        channel.log.push(Batch { generation, sequence, stamp: None });
+                    }
+                }
+                world.sides[PRIMARY].as_mut()?.bind(sequence).ok()?;
+            }
+            Step::Release(side) => {
+                let actor = world.sides[side].as_mut()?;
+                let number = actor.gate().gone() + 1;
+                assert!(number <= actor.releasable(now));
+                actor.released(number);
+                world.left += 1;
+                if world.holder != Some((side, world.lives[side])) {
+                    world.wrong("a loser's output leaves");
+                }
+                // Whoever may still go live must have the log of it.
+                let sequence = *world.outputs.get(world.left as usize - 1)?;
+                let received =
+                    world.sides[BACKUP].as_ref().and_then(Side::progress).map(|progress| progress.received);
+                let next = world.sides[BACKUP].as_ref().map_or(0, Side::generation) + 1;
+                let barred = world
+                    .winners
+                    .get(next as usize - 1)
+                    .is_some_and(|winner| *winner != (BACKUP, world.lives[BACKUP]));
+                if side == PRIMARY && received.is_some_and(|received| received < sequence) && !barred {
+                    world.wrong("an output leaves that the backup cannot reproduce");
+                }
+            }
+            Step::Execute => {
+                let sequence = world.to_execute()?;
+                world.kept = Some(sequence);
+                world.event(BACKUP, Event::Executed { sequence, lag: 0, digest: 0 });
+            }
+            Step::Claim(side) => {
+                let (life, generation) = world.claims[side].pop_first()?;
+                let me = (side, life);
+                let won = match world.winners.get(generation as usize - 1) {
+                    Some(winner) => *winner == me,
+                    None => {
+                        assert_eq!(world.winners.len() as u64 + 1, generation, "a generation is left out");
+                        world.winners.push(me);
+                        true
+                    }
+                };
+                if world.sides[side].is_some() && life == world.lives[side] {
+                    world.answers[side] = Some((generation, if won { Verdict::Won } else { Verdict::Lost }));
+                }
+            }
+            Step::Unreachable(side) => {
+                world.used.unreachable += 1;
+                // The claim itself stays on its way.
+                let generation = world.claims[side].first()?.1;
+                world.answers[side] = Some((generation, Verdict::Unreachable));
+            }
+            Step::Answer(side) => {
+                let (generation, verdict) = world.answers[side].take()?;
+                world.event(side, Event::Verdict { generation, verdict });
+            }
+            Step::Crash(side) => {
+                world.used.crashes += 1;
+                world.crash(side);
+            }
+            Step::HandOver(side) => {
+                world.used.hand_overs += 1;
+                world.event(side, Event::HandOver);
+            }
+            Step::Leave(side) => {
+                world.used.leaves += 1;
+                world.event(side, Event::Leave);
+            }
+            Step::Stopped => {
+                let sequence = world.batches;
+                world.stopping = false;
+                world.event(PRIMARY, Event::GuestStopped { sequence });
+            }
+            Step::Diverge => {
+                world.used.divergences += 1;
+                world.event(BACKUP, Event::Diverged(Divergence { position: 1, expected: 1, found: 2 }));
+            }
+            Step::Joined => {
+                world.channel =
+                    Some(Channel { log: Vec::new(), acks: Vec::new(), lost: [false; 2], open: [true; 2] });
+                world.event(PRIMARY, Event::Joined);
+            }
+            Step::Welcomed => {
+                let generation = world.welcome.take()?;
+                world.event(BACKUP, Event::Welcomed { generation });
+            }
+            Step::StartAgain(side) => {
+                world.lives[side] += 1;
+                world.answers[side] = None;
+                let (actor, actions) = Self::start(side);
+                world.sides[side] = Some(actor);
+                world.act(side, &actions);
+            }
+        }
+        let live = |side: usize| world.state(side) == Some(Role::Live);
+        if live(PRIMARY) && live(BACKUP) {
+            world.wrong("two live sides");
+        }
+        (world != *last).then_some(world)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        let mut properties = vec![
+            Property::<Self>::always("safe", |_, world| world.wrong.is_none()),
+            Property::<Self>::sometimes("the primary runs on alone", |_, world| {
+                world.state(PRIMARY) == Some(Role::Live)
+            }),
+        ];
+        if !self.from_start {
+            properties.extend([
+                Property::<Self>::sometimes("the backup takes over", |_, world| {
+                    world.state(BACKUP) == Some(Role::Live)
+                }),
+                Property::<Self>::sometimes("the loser halts", |_, world| {
+                    world.state(BACKUP) == Some(Role::Live) && world.state(PRIMARY) == Some(Role::Halted)
+                }),
+            ]);
+        }
+        properties
+    }
+}
+
+fn check(bounds: Bounds, more: &[Property<Bounds>]) {
+    let start = Instant::now();
+    let _ = more;
+    let checker = bounds.checker().threads(2).spawn_bfs().join();
+    println!(
+        "{}: {} states, {} unique, depth {}, {:.1} s",
+        bounds.name,
+        checker.state_count(),
+        checker.unique_state_count(),
+        checker.max_depth(),
+        start.elapsed().as_secs_f64()
+    );
+    if let Some(path) = checker.discovery("safe") {
+        let wrong = path.last_state().wrong;
+        panic!("{}: {wrong:?}: {:#?}", bounds.name, path.into_actions());
+    }
+    //checker.assert_properties();
+}
+
+#[test]
+fn every_order_of_a_crash_and_a_freeze() {
+    for ticks in 1..=3 {
+        for crashes in 0..2 {
+            check(Bounds { name: "crash and freeze", ticks, outputs: 1, crashes, ..Bounds::default() }, &[]);
+        }
+    }
+}
