@@ -19,8 +19,13 @@ pub(super) const SCRATCH: u64 = 0xf000;
 pub(super) const FOUND: u16 = 0x10;
 /// Port on which an exception handler sends its vector.
 pub(super) const EXCEPTION: u16 = 0x11;
-/// Turns of each measured loop, two instructions each.
-pub(super) const TURNS: u32 = 200_000;
+/// How often each measured loop is run: the fastest counts, so that a busy host does not look like a
+/// slow one.
+pub(super) const ROUNDS: u32 = 6;
+/// Turns of the measured loop in ring 3, two instructions each.
+pub(super) const TURNS3: u32 = 300_000;
+/// Turns of the measured loop in ring 0, fewer since they may be emulated one by one.
+pub(super) const TURNS0: u32 = 50_000;
 /// `out` instructions in a row, for the cost of an exit.
 pub(super) const OUTS: u32 = 50;
 /// MSR that the MSR filter is tried with: IA32_TSC_AUX.
@@ -42,10 +47,13 @@ tandem_check_ring3:
     paddd   xmm0, xmm0
     movd    eax, xmm0
     mov     dword ptr [rbx], eax
-    mov     ecx, {turns}
+    mov     edx, {rounds}
+1:  mov     ecx, {turns3}
 2:  dec     ecx
     jnz     2b
     mov     dword ptr [rbx + 4], ecx
+    dec     edx
+    jnz     1b
     mov     edx, dword ptr [rbx + 8]
     mov     dword ptr [rbx + 12], edx
     mov     rsi, {interrupted}
@@ -73,11 +81,14 @@ tandem_check_ring0:
     out     {found}, eax
     dec     ecx
     jnz     2b
-    mov     ecx, {turns}
-3:  dec     ecx
-    jnz     3b
-    mov     eax, 0x600d
+    mov     edx, {rounds}
+3:  mov     ecx, {turns0}
+4:  dec     ecx
+    jnz     4b
+    mov     eax, ecx
     out     {found}, eax
+    dec     edx
+    jnz     3b
     jmp     6f
 
     # Ring 0: SSE arithmetic.
@@ -177,7 +188,9 @@ tandem_check_end:
     .popsection
     "#,
     mmio = const MMIO,
-    turns = const TURNS,
+    rounds = const ROUNDS,
+    turns3 = const TURNS3,
+    turns0 = const TURNS0,
     outs = const OUTS,
     interrupted = const INTERRUPTED,
     scratch = const SCRATCH,

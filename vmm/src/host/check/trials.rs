@@ -11,7 +11,7 @@ use kvm_ioctls::{MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilte
 
 use super::lab::{ANSWER, Lab, Mode, Seen, Stuck};
 use super::probe::{Answer, Probe};
-use super::snippets::{DIRTIED, FILTERED_MSR, FOUND, OUTS, Snippet, TURNS};
+use super::snippets::{DIRTIED, FILTERED_MSR, FOUND, OUTS, ROUNDS, Snippet, TURNS0, TURNS3};
 use crate::host::tap::Tap;
 
 /// Tries one probe.
@@ -35,24 +35,41 @@ pub(super) fn attempt(probe: Probe) -> Answer {
     tried.unwrap_or_else(Answer::no)
 }
 
-/// Nanoseconds of one instruction, from the time of a loop and of the one exit in it.
-fn instruction_ns(looped: Duration, exit_us: f64) -> f64 {
-    let nanos = looped.as_nanos() as f64 - exit_us * 1e3;
-    (nanos / f64::from(2 * TURNS)).max(0.01)
+/// A loop of two instructions a turn, run in several rounds with an exit at the end of each.
+struct Loop {
+    turns: u32,
+    fastest: Duration,
+}
+
+impl Loop {
+    /// Runs the rounds; each ends with `end`.
+    fn measure(lab: &mut Lab, turns: u32, end: Seen) -> Result<Self, Stuck> {
+        let mut fastest = Duration::MAX;
+        for _ in 0..ROUNDS {
+            let begun = Instant::now();
+            lab.expect(end)?;
+            fastest = fastest.min(begun.elapsed());
+        }
+        Ok(Self { turns, fastest })
+    }
+
+    /// Nanoseconds of one instruction in the fastest round.
+    fn instruction_ns(&self, exit_us: f64) -> f64 {
+        let nanos = self.fastest.as_nanos() as f64 - exit_us * 1e3;
+        (nanos / f64::from(2 * self.turns)).max(0.01)
+    }
 }
 
 fn ring3() -> Result<Answer, Stuck> {
     let mut lab = Lab::new(Snippet::Ring3, Mode::Ring3)?;
     lab.expect(Seen::Store(0, 14))?;
-    let begun = Instant::now();
-    lab.expect(Seen::Store(4, 0))?;
-    let looped = begun.elapsed();
+    let rounds = Loop::measure(&mut lab, TURNS3, Seen::Store(4, 0))?;
     let begun = Instant::now();
     lab.expect(Seen::Load(8))?;
     lab.expect(Seen::Store(12, ANSWER))?;
     lab.expect(Seen::Store(16, ANSWER))?;
     let exit_us = begun.elapsed().as_secs_f64() * 1e6 / 3.0;
-    let instruction_ns = instruction_ns(looped, exit_us);
+    let instruction_ns = rounds.instruction_ns(exit_us);
     lab.interrupt()?;
     // It is taken at an entry; a few more doorbells may come first.
     for _ in 0..100 {
@@ -76,9 +93,8 @@ fn ring0() -> Result<Answer, Stuck> {
         lab.expect(Seen::Out(FOUND, left))?;
     }
     let exit_us = begun.elapsed().as_secs_f64() * 1e6 / f64::from(OUTS);
-    let begun = Instant::now();
-    lab.expect(Seen::Out(FOUND, 0x600d))?;
-    let (instruction_ns, exit_us) = (Some(instruction_ns(begun.elapsed(), exit_us)), Some(exit_us));
+    let rounds = Loop::measure(&mut lab, TURNS0, Seen::Out(FOUND, 0))?;
+    let (instruction_ns, exit_us) = (Some(rounds.instruction_ns(exit_us)), Some(exit_us));
     Ok(Answer { ok: true, detail: "64-bit code, port exits".to_owned(), instruction_ns, exit_us })
 }
 
