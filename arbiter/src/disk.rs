@@ -17,8 +17,8 @@ use crate::backoff::Backoff;
 use crate::claim::{Claim, Side, Verdict, VmId};
 use crate::error::Error;
 use crate::medium::{Aligned, Medium};
-use crate::paxos::{Block, COPIES, Contender, Look, Sector, Step, Written};
-use crate::record::{Cell, Defect, Header};
+use crate::paxos::{Accepted, Block, COPIES, Contender, Look, Sector, Step, Written};
+use crate::record::{self, Cell, Defect, Header};
 use crate::state::{Backend, State};
 
 /// Region boundary, and the size of each header's area, in bytes.
@@ -76,36 +76,6 @@ impl Geometry {
 
     fn places(self) -> std::ops::Range<usize> {
         0..2 * COPIES * self.slots
-    }
-}
-
-/// All sectors of the ring as one read found them, by place.
-struct Scan {
-    geometry: Geometry,
-    cells: Vec<Result<Cell, Defect>>,
-}
-
-impl Scan {
-    /// The generation in a sector; 0 when it was never claimed or cannot be read.
-    fn generation(&self, place: usize) -> u64 {
-        self.cells[place].as_ref().ok().and_then(|cell| cell.content).map_or(0, |(generation, _)| generation)
-    }
-
-    fn cell(&self, generation: u64, side: Side, copy: usize) -> &Result<Cell, Defect> {
-        &self.cells[self.geometry.place(side, copy, self.geometry.slot(generation))]
-    }
-
-    fn look(&self, generation: u64) -> Look {
-        let newest = self.geometry.places().map(|place| self.generation(place)).max();
-        let sector = |side, copy| match self.cell(generation, side, copy) {
-            Ok(Cell { content: Some((of, block)), .. }) if *of == generation => Sector::Block(*block),
-            Ok(_) => Sector::Vacant,
-            Err(_) => Sector::Unreadable,
-        };
-        Look {
-            newest: newest.unwrap_or(0),
-            sectors: Side::ALL.map(|side| std::array::from_fn(|copy| sector(side, copy))),
-        }
     }
 }
 
@@ -217,14 +187,13 @@ impl<M: Medium> Disk<M> {
                 },
                 Step::Decided(decided) => return Ok(Verdict::of(decided, claim.token)),
                 Step::Superseded(by) => return Ok(Verdict::Superseded { by }),
-                Step::Unreadable(side) => return Err(self.unreadable(claim.generation, side)?),
+                Step::Unreadable(side) => return Err(self.unreadable(claim.generation, side)),
             };
         }
     }
 
     /// What the ring holds, decided or not.
     pub(crate) fn show(&mut self) -> Result<State, Error> {
-        let (first, second) = (self.scan()?, self.scan()?);
         let mut state = State {
             vm: self.header.vm,
             backend: Backend::Disk { sector_size: self.header.sector_size, slots: self.header.slots },
@@ -232,51 +201,85 @@ impl<M: Medium> Disk<M> {
             undecided: Vec::new(),
             damage: Vec::new(),
         };
-        let mut generations: Vec<u64> = (0..self.geometry.slots)
-            .filter_map(|slot| {
-                let places = self.geometry.places().skip(slot).step_by(self.geometry.slots);
-                places.map(|place| first.generation(place)).max()
-            })
-            .filter(|generation| *generation != 0)
-            .collect();
-        generations.sort_unstable();
-        for generation in generations {
-            match (first.look(generation).settled(), second.look(generation).settled()) {
-                (Some(a), Some(b)) if a.ballot == b.ballot => state.claims.push(b.claim),
-                _ => state.undecided.push(generation),
+        self.read_ring()?;
+        let mut generations = vec![0; self.geometry.slots];
+        for place in self.geometry.places() {
+            let newest = &mut generations[place % self.geometry.slots];
+            match self.cell(place) {
+                Ok(cell) => *newest = cell.content.map_or(0, |(generation, _)| generation).max(*newest),
+                Err(defect) => {
+                    let at = RING_AT + self.geometry.at(place);
+                    state.damage.push(format!("sector at byte {at}: {defect}"));
+                }
             }
         }
-        for place in self.geometry.places() {
-            if let Err(defect) = &second.cells[place] {
-                let at = RING_AT + self.geometry.at(place);
-                state.damage.push(format!("sector at byte {at}: {defect}"));
+        generations.retain(|generation| *generation != 0);
+        generations.sort_unstable();
+        let before: Vec<_> = generations.iter().map(|generation| self.settled(*generation)).collect();
+        self.read_ring()?;
+        for (generation, before) in generations.into_iter().zip(before) {
+            match self.settled(generation) {
+                Some(after) if before.is_some_and(|before| before.ballot == after.ballot) => {
+                    state.claims.push(after.claim);
+                }
+                _ => state.undecided.push(generation),
             }
         }
         Ok(state)
     }
 
+    fn settled(&self, generation: u64) -> Option<Accepted> {
+        self.interpret(generation).settled()
+    }
+
     fn look(&mut self, generation: u64) -> Result<Look, Error> {
-        let mut look = self.scan()?.look(generation);
+        self.read_ring()?;
+        let mut look = self.interpret(generation);
         for _ in 0..REREADS {
             if !look.sectors.as_flattened().contains(&Sector::Unreadable) {
                 break;
             }
-            look = self.scan()?.look(generation);
+            self.read_ring()?;
+            look = self.interpret(generation);
         }
         Ok(look)
     }
 
-    fn scan(&mut self) -> Result<Scan, Error> {
-        let geometry = self.geometry;
+    fn read_ring(&mut self) -> Result<(), Error> {
         self.medium.read(self.ring.bytes_mut(), RING_AT as u64).map_err(|error| {
             if error.kind() != io::ErrorKind::UnexpectedEof {
                 return Error::from_io(&self.path, error);
             }
             Error::Corrupt { path: self.path.clone(), what: "the ring".into(), defect: Defect::Short }
-        })?;
-        let cell =
-            |place| Cell::decode(&self.ring.bytes()[geometry.at(place)..], place as u32, self.header.vm);
-        Ok(Scan { geometry, cells: geometry.places().map(cell).collect() })
+        })
+    }
+
+    /// What the last [`Disk::read_ring`] means to a contender of `generation`.
+    fn interpret(&self, generation: u64) -> Look {
+        let mut newest = generation;
+        for place in self.geometry.places() {
+            // Few sectors claim to be newer, and only of those is it worth while to check the checksum.
+            if record::unchecked_generation(self.raw(place)) > newest
+                && let Ok(Cell { content: Some((later, _)), .. }) = self.cell(place)
+            {
+                newest = later;
+            }
+        }
+        let slot = self.geometry.slot(generation);
+        let sector = |side, copy| match self.cell(self.geometry.place(side, copy, slot)) {
+            Ok(Cell { content: Some((of, block)), .. }) if of == generation => Sector::Block(block),
+            Ok(_) => Sector::Vacant,
+            Err(_) => Sector::Unreadable,
+        };
+        Look { newest, sectors: Side::ALL.map(|side| std::array::from_fn(|copy| sector(side, copy))) }
+    }
+
+    fn raw(&self, place: usize) -> &[u8] {
+        &self.ring.bytes()[self.geometry.at(place)..]
+    }
+
+    fn cell(&self, place: usize) -> Result<Cell, Defect> {
+        Cell::decode(self.raw(place), place as u32, self.header.vm)
     }
 
     fn write(&mut self, generation: u64, side: Side, copy: usize, block: Block) -> io::Result<()> {
@@ -286,17 +289,16 @@ impl<M: Medium> Disk<M> {
         self.medium.write(self.sector.bytes(), (RING_AT + self.geometry.at(place)) as u64)
     }
 
-    fn unreadable(&mut self, generation: u64, side: Side) -> Result<Error, Error> {
-        let scan = self.scan()?;
-        Ok(match scan.cell(generation, side, 0) {
+    fn unreadable(&self, generation: u64, side: Side) -> Error {
+        let place = self.geometry.place(side, 0, self.geometry.slot(generation));
+        match self.cell(place) {
             Err(defect) => Error::Corrupt {
                 path: self.path.clone(),
                 what: format!("both sectors of the {side} in generation {generation}"),
-                defect: *defect,
+                defect,
             },
-            // Readable again: a passing fault.
             Ok(_) => Error::from_io(&self.path, io::Error::other("sectors were unreadable for a moment")),
-        })
+        }
     }
 }
 

@@ -83,7 +83,8 @@ pub enum Sector {
 /// What was read of the disk: every sector after the [`Step::Look`] that asked for it, in any order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Look {
-    /// The highest generation that any readable sector of the ring carries, 0 if none.
+    /// The highest generation that any readable sector of the ring carries, if it is later than the
+    /// contender's; else any number that is not.
     pub newest: u64,
     /// The sectors of the contender's generation, by [`Side::index`] and copy.
     pub sectors: [[Sector; COPIES]; 2],

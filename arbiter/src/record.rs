@@ -177,6 +177,12 @@ impl Claim {
     }
 }
 
+/// The generation field of what may be a record, unchecked; 0 if it is cut short.
+#[must_use]
+pub fn unchecked_generation(raw: &[u8]) -> u64 {
+    raw.first_chunk().map_or(0, |raw| u64::from_le_bytes(array(raw, 32)))
+}
+
 type Raw = [u8; RECORD_LEN];
 
 fn put(raw: &mut Raw, at: usize, bytes: &[u8]) {
