@@ -6,7 +6,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use tandem_vmm::machine::memory::GuestRam;
-use tandem_vmm::machine::output::{DiskRequest, Outputs, PowerEvent};
+use tandem_vmm::machine::output::{DiskRequest, Outputs};
 use tandem_vmm::machine::virtio::net::{Net, RxOutcome};
 use tandem_vmm::machine::virtio::{VirtioDevice, VirtioMmio};
 use vm_memory::{Bytes, GuestAddress};
@@ -48,7 +48,6 @@ impl Outputs for Sink {
     fn disk(&mut self, _: DiskRequest<'_>) {}
     fn serial(&mut self, _: u8) {}
     fn console(&mut self, _: &[u8]) {}
-    fn power(&mut self, _: PowerEvent) {}
 }
 
 const SIZE: u16 = 64;

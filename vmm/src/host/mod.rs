@@ -8,7 +8,17 @@ pub mod cli;
 pub mod config;
 /// The control socket: status and failover.
 pub mod control;
+/// The guest that is linked into `tandem`.
+pub mod embedded;
+/// What a config boots.
+pub mod guest;
+/// The host's side of the machine's devices.
+pub mod io;
+/// A machine without a peer.
+pub mod run;
 /// The wish to stop.
 pub mod shutdown;
 /// Tap devices.
 pub mod tap;
+/// What a vCPU thread needs from the host.
+pub mod vcpu;

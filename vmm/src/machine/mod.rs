@@ -8,6 +8,9 @@
 /// Devices on the port bus: interrupt controller, timers, clock, serial line, reset.
 pub mod devices;
 
+/// Which device answers which address.
+pub mod board;
+
 /// Puts a kernel into guest memory and a vCPU at its entry.
 pub mod boot;
 
@@ -25,6 +28,9 @@ pub mod output;
 
 /// Time as the guest sees it.
 pub mod time;
+
+/// The machine as a whole.
+pub mod vm;
 
 /// virtio over MMIO: transport and devices.
 pub mod virtio;

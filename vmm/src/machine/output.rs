@@ -14,8 +14,43 @@ pub trait Outputs {
     fn serial(&mut self, byte: u8);
     /// Bytes from the virtio console.
     fn console(&mut self, bytes: &[u8]);
-    /// The guest switched itself off or asked for a reset.
-    fn power(&mut self, event: PowerEvent);
+    /// Something for the operator, once each.
+    fn notice(&mut self, _notice: Notice) {}
+}
+
+/// A sink that drops everything: a backup's outputs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dropped;
+
+impl Outputs for Dropped {
+    fn packet(&mut self, _nic: u8, _frame: &[u8]) {}
+    fn disk(&mut self, _request: DiskRequest<'_>) {}
+    fn serial(&mut self, _byte: u8) {}
+    fn console(&mut self, _bytes: &[u8]) {}
+}
+
+/// What an operator may want to know about the guest's doings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Notice {
+    /// No device answers at this port; reads give ones.
+    UnclaimedPort {
+        /// The port.
+        port: u16,
+        /// Whether it was written.
+        write: bool,
+    },
+    /// Neither RAM nor a device is at this page; reads give ones.
+    UnclaimedAddress {
+        /// Guest physical page number.
+        page: u64,
+        /// Whether it was written.
+        write: bool,
+    },
+    /// An MSR that this CPU does not have: the guest got #GP.
+    UnknownMsr {
+        /// Its index.
+        index: u32,
+    },
 }
 
 /// One disk request.

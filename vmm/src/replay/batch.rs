@@ -19,7 +19,8 @@ pub struct Batch {
     /// Point that the entries' `at` count from: the horizon of the batch before.
     pub base: u64,
     /// Every input up to and including this point is in the log with this batch. A backup may emulate
-    /// the exit of this point, but not enter the guest behind it.
+    /// the exit of this point, but not enter the guest behind it. Inputs of the point behind it may be in
+    /// the batch too: the recorder idles there, and more may follow.
     pub horizon: u64,
     /// Virtual time in nanoseconds before the first entry.
     pub time: u64,

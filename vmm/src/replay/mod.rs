@@ -15,6 +15,9 @@ pub mod entry;
 /// Where and how a replay differed from what was recorded.
 pub mod divergence;
 
+/// Follows a log.
+pub mod follower;
+
 /// Sums of guest memory, fine enough to name the place of a difference.
 pub mod memory_sum;
 
@@ -23,6 +26,9 @@ pub mod player;
 
 /// When an input takes effect.
 pub mod position;
+
+/// Records a run.
+pub mod recorder;
 
 /// The loop that drives a machine from exit to exit.
 pub mod run;

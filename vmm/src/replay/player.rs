@@ -22,7 +22,7 @@ pub enum LogError {
         found: u64,
     },
     /// An entry's position lies outside its batch or before its predecessor's.
-    #[error("entry {entry} of a batch lies at point {point}, outside {from}..={horizon}")]
+    #[error("entry {entry} of a batch lies at point {point}, outside {from}..={horizon}+1")]
     Order {
         /// Number of the entry in its batch.
         entry: usize,
@@ -148,7 +148,8 @@ impl Player {
             }
         };
         let point = batch.base.to_native() + u64::from(at.to_native());
-        if point < self.point || point > self.horizon {
+        // Inputs of the point behind the horizon may be there already: the recorder idles at it.
+        if point < self.point || point > self.horizon + 1 {
             return Err(LogError::Order { entry, point, from: self.point, horizon: self.horizon });
         }
         Ok(Some((point, event)))

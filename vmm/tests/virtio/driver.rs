@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hasher};
 
 use tandem_vmm::machine::input::DiskStatus;
 use tandem_vmm::machine::memory::{GuestMemory, GuestRam};
-use tandem_vmm::machine::output::{DiskOp, DiskRequest, Outputs, PowerEvent};
+use tandem_vmm::machine::output::{DiskOp, DiskRequest, Outputs};
 use tandem_vmm::machine::virtio::{VirtioDevice, VirtioMmio};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -72,9 +72,6 @@ impl Outputs for Recorder {
     }
     fn console(&mut self, bytes: &[u8]) {
         self.0.push(Out::Console(bytes.to_vec()));
-    }
-    fn power(&mut self, _: PowerEvent) {
-        unreachable!("a virtio device has no power button");
     }
 }
 

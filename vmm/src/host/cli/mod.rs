@@ -7,6 +7,7 @@ pub mod args;
 mod logging;
 mod outcome;
 mod pages;
+mod solo;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -41,18 +42,9 @@ pub fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> anyhow::Result<Outcome> {
     match command {
-        Command::Run(args) => {
-            load(&args)?;
-            not_built("run")
-        }
-        Command::Record(args) => {
-            load(&args.vm)?;
-            not_built("record")
-        }
-        Command::Replay(args) => {
-            args.config.as_deref().map(Config::load).transpose()?;
-            not_built("replay")
-        }
+        Command::Run(args) => solo::run(&args),
+        Command::Record(args) => solo::record(&args),
+        Command::Replay(args) => solo::again(&args),
         Command::Primary(args) => {
             load(&args)?.pair()?;
             not_built("primary")

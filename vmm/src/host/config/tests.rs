@@ -68,8 +68,8 @@ fn every_key_is_read_in_its_unit() {
     assert_eq!(config.disks, [DiskConfig { path: "dir/disk.img".into(), read_only: true }]);
     assert_eq!(config.serial, SerialConfig { output: SerialOutput::Nowhere, input: SerialInput::Stdin });
     let pair = config.pair().unwrap();
-    assert_eq!(pair.listen, "10.99.0.2:7700".parse().unwrap());
-    assert_eq!(pair.primary, "10.99.0.1:7700".parse().unwrap());
+    assert_eq!(pair.listen, "10.99.0.2:7700".parse::<std::net::SocketAddr>().unwrap());
+    assert_eq!(pair.primary, "10.99.0.1:7700".parse::<std::net::SocketAddr>().unwrap());
     assert_eq!((pair.key.as_path(), pair.encrypt), (Path::new("dir/pair.key"), true));
     assert_eq!(pair.arbiter, Path::new("dir/arbiter.img"));
     assert_eq!((pair.heartbeat, pair.missed), (Duration::from_millis(20), 4));

@@ -96,7 +96,11 @@ impl Vcpu {
     pub fn enter(&mut self) -> Result<Entered, VcpuError> {
         match self.fd.run() {
             Ok(_) => {}
-            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => return Ok(Entered::Interrupted),
+            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
+                // A kick may have asked for it, once.
+                self.fd.set_kvm_immediate_exit(0);
+                return Ok(Entered::Interrupted);
+            }
             Err(e) => return Err(VcpuError::Kvm("KVM_RUN", e)),
         }
         self.decode()

@@ -1,0 +1,214 @@
+//! Disk requests, carried out in order on a thread of their own.
+//!
+//! One at a time and in the order of their issue: two requests that race for a block are serialised by
+//! that, on a primary and, after a failover, on the side that issues them again.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tandem_logchan::doorbell::Doorbell;
+use tandem_logchan::ring::{self, Consumer, Producer};
+use thiserror::Error;
+
+use crate::host::config::DiskConfig;
+use crate::host::vcpu::inputs::InputSource;
+use crate::machine::input::DiskStatus;
+use crate::machine::output::{DiskOp, DiskRequest};
+
+/// Bytes per sector.
+const SECTOR: u64 = 512;
+
+/// Bytes of the header of a request in the ring.
+const HEADER: usize = 32;
+
+/// Room for requests in flight: more than all disks together may have (8 MiB each).
+const RING: usize = 128 << 20;
+
+mod op {
+    pub(super) const READ: u8 = 0;
+    pub(super) const WRITE: u8 = 1;
+    pub(super) const FLUSH: u8 = 2;
+}
+
+/// A disk that cannot be used.
+#[derive(Debug, Error)]
+pub enum DiskError {
+    /// It cannot be opened.
+    #[error("cannot open disk {}", path.display())]
+    Open {
+        /// Its path.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// Its size is not whole sectors.
+    #[error("disk {} has {bytes} bytes: not a multiple of 512, or none at all", path.display())]
+    Size {
+        /// Its path.
+        path: PathBuf,
+        /// Its bytes.
+        bytes: u64,
+    },
+    /// No thread could be started.
+    #[error("cannot start the disk thread")]
+    Thread(#[source] io::Error),
+}
+
+/// Sectors of the disk at `path`, a file or a block device.
+///
+/// # Errors
+/// When it cannot be opened, or its size is not whole sectors.
+pub fn sectors(path: &Path) -> Result<u64, DiskError> {
+    use std::io::{Seek, SeekFrom};
+    let open = |source| DiskError::Open { path: path.to_owned(), source };
+    // The length in the metadata of a block device is zero; seeking to its end works for both.
+    let bytes = File::open(path).and_then(|mut f| f.seek(SeekFrom::End(0))).map_err(open)?;
+    if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
+        return Err(DiskError::Size { path: path.to_owned(), bytes });
+    }
+    Ok(bytes / SECTOR)
+}
+
+/// The sending end of the disk thread.
+#[derive(Debug)]
+pub struct Disks {
+    ring: Producer,
+    bell: Arc<Doorbell>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Disks {
+    /// Opens the disks and starts the thread that works on them. Completions go to `completions`.
+    ///
+    /// # Errors
+    /// When a disk cannot be opened.
+    pub fn start(disks: &[DiskConfig], completions: InputSource) -> Result<Self, DiskError> {
+        let files = disks
+            .iter()
+            .map(|disk| {
+                OpenOptions::new()
+                    .read(true)
+                    .write(!disk.read_only)
+                    .open(&disk.path)
+                    .map_err(|source| DiskError::Open { path: disk.path.clone(), source })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let (producer, consumer) = ring::ring(if files.is_empty() { 0 } else { RING });
+        let bell = Arc::new(Doorbell::new());
+        let stop = Arc::new(AtomicBool::new(false));
+        let worker = Worker {
+            files,
+            ring: consumer,
+            completions,
+            bell: Arc::clone(&bell),
+            stop: Arc::clone(&stop),
+            buffer: Vec::new(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("tandem-disk".to_owned())
+            .spawn(move || worker.work())
+            .map_err(DiskError::Thread)?;
+        Ok(Self { ring: producer, bell, stop, thread: Some(thread) })
+    }
+
+    /// Issues a request. False: there is no room, which the machine's own limits rule out.
+    #[must_use]
+    pub fn issue(&mut self, request: &DiskRequest<'_>) -> bool {
+        let (op, offset, len, data): (u8, u64, u32, &[u8]) = match request.op {
+            DiskOp::Read { offset, len } => (op::READ, offset, len, &[]),
+            DiskOp::Write { offset, data } => (op::WRITE, offset, data.len() as u32, data),
+            DiskOp::Flush => (op::FLUSH, 0, 0, &[]),
+        };
+        let Ok(slot) = self.ring.try_reserve(HEADER + data.len()) else { return false };
+        slot[0] = op;
+        slot[1] = request.disk;
+        slot[4..8].copy_from_slice(&len.to_le_bytes());
+        slot[8..16].copy_from_slice(&request.tag.to_le_bytes());
+        slot[16..24].copy_from_slice(&offset.to_le_bytes());
+        slot[HEADER..].copy_from_slice(data);
+        let issued = self.ring.commit(HEADER + data.len());
+        self.bell.ring();
+        issued
+    }
+}
+
+impl Drop for Disks {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.bell.ring();
+        if let Some(thread) = self.thread.take() {
+            // A panic in there has been reported already.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Worker {
+    files: Vec<File>,
+    ring: Consumer,
+    completions: InputSource,
+    bell: Arc<Doorbell>,
+    stop: Arc<AtomicBool>,
+    buffer: Vec<u8>,
+}
+
+impl Worker {
+    fn work(mut self) {
+        while !self.stop.load(Ordering::Acquire) {
+            let seen = self.bell.look();
+            if !self.work_on_one() && !self.stop.load(Ordering::Acquire) {
+                self.bell.wait(seen, None);
+            }
+        }
+    }
+
+    /// Carries out the oldest request; false if there is none.
+    fn work_on_one(&mut self) -> bool {
+        let Some(bytes) = self.ring.front() else { return false };
+        let Some((header, data)) = bytes.split_first_chunk::<HEADER>() else {
+            let _ = self.ring.release();
+            return true;
+        };
+        let [op, disk, _, _, l0, l1, l2, l3, rest @ ..] = *header;
+        let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+        let word = |at: usize| rest[at..at + 8].iter().rev().fold(0, |w, b| w << 8 | u64::from(*b));
+        let (tag, offset) = (word(0), word(8));
+        self.buffer.clear();
+        let result = match self.files.get(usize::from(disk)) {
+            None => Err(io::ErrorKind::NotFound.into()),
+            Some(file) => match op {
+                op::READ => {
+                    self.buffer.resize(len, 0);
+                    file.read_exact_at(&mut self.buffer, offset)
+                }
+                op::WRITE => file.write_all_at(data, offset),
+                _ => file.sync_data(),
+            },
+        };
+        let status = match result {
+            Ok(()) => DiskStatus::Ok,
+            Err(error) => {
+                tracing::warn!(disk, offset, len, %error, "disk request failed; the guest sees an I/O error");
+                self.buffer.clear();
+                DiskStatus::IoError
+            }
+        };
+        let _ = self.ring.release();
+        while !self.completions.disk_done(disk, tag, status, &self.buffer) {
+            if self.stop.load(Ordering::Acquire) {
+                return true;
+            }
+            // The vCPU thread is behind; it takes completions at its next exit.
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        true
+    }
+}

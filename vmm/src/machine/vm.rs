@@ -1,0 +1,468 @@
+//! The machine as a whole: memory, vCPU and board.
+
+use kvm_bindings::{
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_MEM_LOG_DIRTY_PAGES, KVM_MSR_EXIT_REASON_FILTER,
+    KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_cpuid_entry2, kvm_enable_cap, kvm_regs,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
+use thiserror::Error;
+
+use super::board::{Board, InputError};
+use super::boot::{self, BootError, BootImage, SEED_LEN};
+use super::cpu::cpuid;
+use super::cpu::exit::Exit;
+use super::cpu::image::{ImageError, VcpuImage};
+use super::cpu::msr;
+use super::cpu::vcpu::{Entered, Vcpu, VcpuError};
+use super::input::Input;
+use super::memory::{GuestRam, MemoryError, PAGE_SIZE};
+use super::output::{DiskRequest, Notice, Outputs, PowerEvent};
+use super::time::VirtualTime;
+use super::virtio::blk::{Blk, ID_LEN};
+use super::virtio::console::Console;
+use super::virtio::device::VirtioDevice;
+use super::virtio::mmio::NoSuchSlot;
+use super::virtio::net::Net;
+use super::virtio::rng::Rng;
+
+/// One network device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NicConfig {
+    /// Its MAC address.
+    pub mac: [u8; 6],
+}
+
+/// One disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// Sectors of 512 bytes.
+    pub sectors: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+/// What a machine is made of. Two machines of equal configuration start out equal.
+#[derive(Clone, Debug)]
+pub struct MachineConfig<'a> {
+    /// RAM in bytes, a multiple of 4 KiB.
+    pub ram: u64,
+    /// Kernel image, bzImage or ELF.
+    pub kernel: &'a [u8],
+    /// Initial RAM disk.
+    pub initrd: Option<&'a [u8]>,
+    /// Command line; the machine appends what names its devices.
+    pub command_line: &'a str,
+    /// Network devices.
+    pub nics: &'a [NicConfig],
+    /// Disks.
+    pub disks: &'a [DiskConfig],
+    /// Seed of the guest's and of virtio-rng's randomness; drawn once, and logged.
+    pub seed: [u8; SEED_LEN],
+    /// Unix seconds at power-on; read once, and logged.
+    pub wall_clock: u64,
+    /// Whether KVM logs dirty pages, which forced stops need.
+    pub dirty_log: bool,
+}
+
+/// What a machine came upon.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// KVM refused a call.
+    #[error("KVM {0} failed")]
+    Kvm(&'static str, #[source] kvm_ioctls::Error),
+    /// The vCPU failed.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// The vCPU's state could not be read or set.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The guest could not be loaded.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Guest memory failed.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Too many devices.
+    #[error(transparent)]
+    Slots(#[from] NoSuchSlot),
+    /// An input does not fit.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// The vCPU should have stood between two instructions, but met an exit of the same instruction.
+    #[error("a forced stop fell into the middle of an instruction ({0:?})")]
+    Unfinished(Exit),
+}
+
+/// How the emulation of an exit ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Emulated {
+    /// The guest can be entered again.
+    Done,
+    /// The guest waits for an interrupt.
+    Idle,
+    /// The guest switched itself off.
+    Off(PowerEvent),
+}
+
+/// An MMIO read that waits for an interrupt: how many bytes it reads, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct IdleRead {
+    address: u64,
+    size: u8,
+}
+
+/// A virtual machine of one vCPU.
+#[derive(Debug)]
+pub struct Machine {
+    // Dropped in this order: the vCPU before its VM, the memory last.
+    vcpu: Vcpu,
+    vm: VmFd,
+    board: Board,
+    idle_read: Option<IdleRead>,
+    cpuid: Vec<kvm_cpuid_entry2>,
+    command_line: String,
+    ram: GuestRam,
+}
+
+fn kvm(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
+    move |e| MachineError::Kvm(call, e)
+}
+
+impl Machine {
+    /// Builds a machine and puts its vCPU at the kernel's entry.
+    ///
+    /// # Errors
+    /// When KVM refuses, or the guest does not fit.
+    pub fn new(system: &Kvm, config: &MachineConfig<'_>) -> Result<Self, MachineError> {
+        let vm = system.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
+        // Three pages that Intel CPUs need for real mode, out of the way of RAM and devices.
+        vm.set_tss_address(0xfffb_d000).map_err(kvm("KVM_SET_TSS_ADDR"))?;
+        filter_msrs(&vm)?;
+        let ram = GuestRam::new(config.ram)?;
+        for slot in ram.slots() {
+            let region = kvm_userspace_memory_region {
+                slot: slot.slot,
+                guest_phys_addr: slot.guest_address,
+                memory_size: slot.size,
+                userspace_addr: slot.host_address,
+                flags: if config.dirty_log { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
+            };
+            // SAFETY: the region lies in the mapping of `ram`, which is dropped after the VM.
+            unsafe { vm.set_user_memory_region(region) }.map_err(kvm("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        let supported = system
+            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+            .map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
+        let cpuid = cpuid::filter(supported.as_slice());
+        let vcpu = Vcpu::new(&vm)?;
+        let table = cpuid::to_kvm(&cpuid)
+            .map_err(|_| MachineError::Kvm("KVM_SET_CPUID2", kvm_ioctls::Error::new(libc::E2BIG)))?;
+        vcpu.fd().set_cpuid2(&table).map_err(kvm("KVM_SET_CPUID2"))?;
+        let board = Board::new(config.wall_clock, &ram, virtio_devices(config))?;
+        let command_line = [config.command_line.to_owned(), board.command_line()].join(" ").trim().to_owned();
+        let image = BootImage {
+            kernel: config.kernel,
+            initrd: config.initrd,
+            command_line: &command_line,
+            seed: config.seed,
+        };
+        boot::load(ram.memory(), vcpu.fd(), &image)?;
+        Ok(Self { vcpu, vm, board, idle_read: None, cpuid, command_line, ram })
+    }
+
+    /// Guest memory.
+    #[must_use]
+    pub const fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// What CPUID shows the guest.
+    #[must_use]
+    pub fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+        &self.cpuid
+    }
+
+    /// The complete command line.
+    #[must_use]
+    pub fn command_line(&self) -> &str {
+        &self.command_line
+    }
+
+    /// Address of the `kvm_run` area, whose `immediate_exit` a signal handler may set.
+    pub fn run_area(&mut self) -> *mut kvm_bindings::kvm_run {
+        self.vcpu.run_area()
+    }
+
+    /// Virtual time.
+    #[must_use]
+    pub const fn now(&self) -> VirtualTime {
+        self.board.now()
+    }
+
+    /// When a timer fires next, if nothing else happens.
+    #[must_use]
+    pub fn deadline(&self) -> Option<VirtualTime> {
+        self.board.deadline()
+    }
+
+    /// Whether emulating this exit reads virtual time.
+    #[must_use]
+    pub fn reads_clock(&self, exit: &Exit) -> bool {
+        self.board.reads_clock(exit)
+    }
+
+    /// Whether the end of the present idle wait tells the guest the time.
+    #[must_use]
+    pub const fn wake_reads_clock(&self) -> bool {
+        self.idle_read.is_some()
+    }
+
+    /// Whether an input would have an effect now.
+    #[must_use]
+    pub fn accepts(&self, input: &Input<'_>) -> bool {
+        self.board.accepts(input, self.ram.memory())
+    }
+
+    /// Applies an input.
+    ///
+    /// # Errors
+    /// When it does not fit this machine.
+    pub fn apply(&mut self, input: &Input<'_>, out: &mut dyn Outputs) -> Result<(), MachineError> {
+        Ok(self.board.apply(input, self.ram.memory(), out)?)
+    }
+
+    /// Enters the guest.
+    ///
+    /// # Errors
+    /// When KVM cannot run it.
+    pub fn enter(&mut self) -> Result<Entered, MachineError> {
+        Ok(self.vcpu.enter()?)
+    }
+
+    /// General registers as of the last exit.
+    ///
+    /// # Errors
+    /// When KVM fails.
+    pub fn regs(&self) -> Result<kvm_regs, MachineError> {
+        Ok(self.vcpu.regs()?)
+    }
+
+    /// What a port write carries; empty for other exits.
+    pub fn port_output(&mut self, exit: &Exit) -> &[u8] {
+        match *exit {
+            Exit::PortOut { size, count, .. } => self.vcpu.port_data(usize::from(size) * count as usize),
+            _ => &[],
+        }
+    }
+
+    /// Emulates an exit.
+    ///
+    /// # Errors
+    /// When KVM fails.
+    pub fn emulate(&mut self, exit: &Exit, out: &mut dyn Outputs) -> Result<Emulated, MachineError> {
+        let mut power = None;
+        match *exit {
+            Exit::PortIn { port, size, count } => {
+                let data = self.vcpu.port_data(usize::from(size) * count as usize);
+                for item in data.chunks_mut(usize::from(size.max(1))) {
+                    self.board.port_in(port, item, out);
+                }
+            }
+            Exit::PortOut { port, size, count } => {
+                let data = self.vcpu.port_data(usize::from(size) * count as usize);
+                for item in data.chunks(usize::from(size.max(1))) {
+                    power = power.or(self.board.port_out(port, item, out));
+                }
+            }
+            Exit::MmioRead { address, size } if Board::is_idle_read(address, usize::from(size)) => {
+                self.idle_read = Some(IdleRead { address, size });
+                return Ok(Emulated::Idle);
+            }
+            Exit::MmioRead { address, size } => self.answer_read(address, size, out),
+            Exit::MmioWrite { address, size, data } => {
+                let data = &data.to_le_bytes()[..usize::from(size)];
+                power = self.board.mmio_write(address, data, self.ram.memory(), out);
+            }
+            Exit::Halt if self.vcpu.interrupts_enabled() => return Ok(Emulated::Idle),
+            // Nothing can end this: there are no NMIs.
+            Exit::Halt => power = Some(PowerEvent::Off),
+            Exit::InterruptWindow => {}
+            Exit::MsrRead { index } => self.answer_msr(index, msr::read(index), out),
+            Exit::MsrWrite { index, .. } => self.answer_msr(index, msr::write(index), out),
+            Exit::Shutdown => power = Some(PowerEvent::Reset),
+        }
+        Ok(power.map_or(Emulated::Done, Emulated::Off))
+    }
+
+    fn answer_read(&mut self, address: u64, size: u8, out: &mut dyn Outputs) {
+        let mut data = [0; 8];
+        self.board.mmio_read(address, &mut data[..usize::from(size)], out);
+        self.vcpu.answer_mmio(data);
+    }
+
+    fn answer_msr(&mut self, index: u32, answer: msr::Answer, out: &mut dyn Outputs) {
+        if answer == msr::Answer::Fault {
+            out.notice(Notice::UnknownMsr { index });
+        }
+        self.vcpu.answer_msr(answer);
+    }
+
+    /// Whether an interrupt ends the idle wait.
+    #[must_use]
+    pub fn can_wake(&self) -> bool {
+        self.board.interrupt_pending()
+    }
+
+    /// Ends the idle wait.
+    pub fn wake(&mut self) {
+        if let Some(IdleRead { address, size }) = self.idle_read.take() {
+            self.answer_read(address, size, &mut super::output::Dropped);
+        }
+    }
+
+    /// Injects a pending interrupt if the guest can take it, or asks for an exit when it can.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn inject_interrupts(&mut self) -> Result<(), MachineError> {
+        if self.board.interrupt_pending() && self.vcpu.ready_for_interrupt() {
+            let vector = self.board.acknowledge_interrupt();
+            self.vcpu.inject(vector)?;
+        }
+        self.vcpu.request_interrupt_window(self.board.interrupt_pending());
+        Ok(())
+    }
+
+    /// Disk requests in flight.
+    pub fn disk_requests(&self) -> impl Iterator<Item = DiskRequest<'_>> {
+        self.board.disk_requests()
+    }
+
+    /// Completes the last exit, so that the vCPU stands between two instructions.
+    fn settle(&mut self) -> Result<(), MachineError> {
+        if self.idle_read.is_some() {
+            self.vcpu.answer_mmio([0; 8]);
+        }
+        match self.vcpu.complete()? {
+            Entered::Interrupted => Ok(()),
+            Entered::Exit(exit) => Err(MachineError::Unfinished(exit)),
+        }
+    }
+
+    /// Captures the vCPU, which stands between two instructions.
+    ///
+    /// # Errors
+    /// When KVM fails.
+    pub fn capture_vcpu(&mut self) -> Result<VcpuImage, MachineError> {
+        self.settle()?;
+        Ok(VcpuImage::capture(self.vcpu.fd())?)
+    }
+
+    /// Loads the vCPU's state.
+    ///
+    /// # Errors
+    /// When KVM refuses it.
+    pub fn load_vcpu(&mut self, image: &VcpuImage) -> Result<(), MachineError> {
+        // An unfinished exit would write its answer over the loaded registers.
+        self.settle()?;
+        image.load(self.vcpu.fd())?;
+        // KVM refreshes what it says about interrupts only on the way out of KVM_RUN.
+        self.settle()
+    }
+
+    /// Numbers of the pages that the guest has written since the last call or reset, and resets the log.
+    ///
+    /// # Errors
+    /// When KVM fails or dirty logging is off.
+    pub fn take_dirty_pages(&mut self) -> Result<Vec<u64>, MachineError> {
+        let mut pages = Vec::new();
+        for slot in self.ram.slots() {
+            let bitmap =
+                self.vm.get_dirty_log(slot.slot, slot.size as usize).map_err(kvm("KVM_GET_DIRTY_LOG"))?;
+            let first = slot.guest_address / PAGE_SIZE as u64;
+            for (i, mut word) in bitmap.into_iter().enumerate() {
+                while word != 0 {
+                    pages.push(first + i as u64 * 64 + u64::from(word.trailing_zeros()));
+                    word &= word - 1;
+                }
+            }
+        }
+        Ok(pages)
+    }
+
+    /// Forgets which pages were written so far.
+    ///
+    /// # Errors
+    /// When KVM fails or dirty logging is off.
+    pub fn reset_dirty_log(&mut self) -> Result<(), MachineError> {
+        for slot in self.ram.slots() {
+            self.vm.get_dirty_log(slot.slot, slot.size as usize).map_err(kvm("KVM_GET_DIRTY_LOG"))?;
+        }
+        Ok(())
+    }
+
+    /// Sums of all state but memory, by name: the devices, and the vCPU's parts.
+    ///
+    /// # Errors
+    /// When KVM fails.
+    pub fn sums(&mut self) -> Result<Vec<(String, u64)>, MachineError> {
+        let mut sums = self.board.sums();
+        // A string instruction may turn up its next exit here; that one is the same on both sides.
+        match self.settle() {
+            Ok(()) | Err(MachineError::Unfinished(_)) => {}
+            Err(error) => return Err(error),
+        }
+        let image = VcpuImage::capture(self.vcpu.fd())?;
+        let parts: [(&str, &[u8]); 5] = [
+            ("vCPU registers", &image.regs),
+            ("vCPU special registers", &image.sregs),
+            ("vCPU debug registers", &image.debug),
+            ("vCPU extended control registers", &image.xcrs),
+            ("vCPU XSAVE area", &image.xsave),
+        ];
+        sums.extend(
+            parts.iter().map(|(name, bytes)| ((*name).to_owned(), xxhash_rust::xxh3::xxh3_64(bytes))),
+        );
+        for (index, value) in &image.msrs {
+            sums.push((format!("MSR {index:#x}"), *value));
+        }
+        Ok(sums)
+    }
+}
+
+fn filter_msrs(vm: &VmFd) -> Result<(), MachineError> {
+    let reasons = KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER;
+    let cap = kvm_enable_cap {
+        cap: KVM_CAP_X86_USER_SPACE_MSR,
+        args: [u64::from(reasons), 0, 0, 0],
+        ..Default::default()
+    };
+    vm.enable_cap(&cap).map_err(kvm("KVM_CAP_X86_USER_SPACE_MSR"))?;
+    let bitmaps: Vec<_> = msr::PASSED.iter().map(msr::bitmap).collect();
+    let ranges: Vec<_> = msr::PASSED
+        .iter()
+        .zip(&bitmaps)
+        .map(|(msr, bitmap)| MsrFilterRange {
+            flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+            base: msr.base,
+            msr_count: msr.count,
+            bitmap,
+        })
+        .collect();
+    vm.set_msr_filter(MsrFilterDefaultAction::DENY, &ranges).map_err(kvm("KVM_X86_SET_MSR_FILTER"))
+}
+
+/// Slots in order: network devices, disks, entropy, console.
+fn virtio_devices(config: &MachineConfig<'_>) -> Vec<VirtioDevice> {
+    let nics = config.nics.iter().zip(0..).map(|(nic, number)| VirtioDevice::Net(Net::new(number, nic.mac)));
+    let disks = config.disks.iter().zip(0..).map(|(disk, number)| {
+        let mut id = [0; ID_LEN];
+        let name = format!("tandem-disk-{number}");
+        id[..name.len()].copy_from_slice(name.as_bytes());
+        VirtioDevice::Blk(Blk::new(number, disk.sectors, disk.read_only, id))
+    });
+    nics.chain(disks)
+        .chain([VirtioDevice::Rng(Rng::new(config.seed)), VirtioDevice::Console(Console::new())])
+        .collect()
+}

@@ -1,0 +1,271 @@
+//! Follows: applies the inputs of a log at their points, and compares digests.
+
+use rkyv::rancor::Error as RkyvError;
+use thiserror::Error;
+
+use crate::machine::output::Outputs;
+use crate::machine::time::VirtualTime;
+use crate::machine::vm::MachineError;
+
+use super::batch::ArchivedBatch;
+use super::divergence::{Difference, Divergence};
+use super::player::{Event, LogError, Player};
+use super::run::{Driver, Flow, Phase, Run};
+use super::stop::{StopCounts, StopError, StopImage};
+use super::trace::ExitRecord;
+
+/// Where batches come from: a file, or the channel's receiving ring.
+pub trait Batches {
+    /// What can go wrong.
+    type Error;
+    /// The bytes of the current batch's archive, aligned to 16; empty before the first.
+    fn current(&self) -> &[u8];
+    /// Drops the current batch and waits for the next. False: there will be none, or the run is asked
+    /// to leave.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    fn advance(&mut self) -> Result<bool, Self::Error>;
+    /// Called when the run has reached the horizon of the current batch, for acks.
+    fn executed(&mut self, _point: u64, _digest: u64) {}
+    /// The next recorded exit, where the log has them.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    fn recorded_exit(&mut self) -> Result<Option<ExitRecord>, Self::Error> {
+        Ok(None)
+    }
+}
+
+/// Why a log could not be followed.
+#[derive(Debug, Error)]
+pub enum FollowError<E: std::error::Error + 'static> {
+    /// The replay is not what was recorded.
+    #[error(transparent)]
+    Divergence(Box<Divergence>),
+    /// The log is damaged.
+    #[error("the log is damaged")]
+    Log(#[from] LogError),
+    /// A batch is no valid archive.
+    #[error("the log is damaged: a batch is no valid archive")]
+    Archive,
+    /// A forced stop could not be applied.
+    #[error(transparent)]
+    Stop(#[from] StopError),
+    /// The machine failed.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The log cannot be read.
+    #[error(transparent)]
+    Source(E),
+}
+
+/// Follows a log.
+#[derive(Debug)]
+pub struct Follower<B, O> {
+    /// Where batches come from.
+    pub batches: B,
+    /// Where outputs go; nowhere, for a backup.
+    pub outputs: O,
+    player: Player,
+    /// Whether the current batch was validated and begun.
+    begun: bool,
+    /// Whether the digest at the current batch's horizon was compared.
+    compared: bool,
+    /// Forced stops applied.
+    pub stops: StopCounts,
+}
+
+enum Next {
+    Applied,
+    Reached,
+    Ended,
+}
+
+/// Reads the current batch in place. It was validated when it was begun.
+fn archived(bytes: &[u8]) -> &ArchivedBatch {
+    // SAFETY: `Follower::fetch` validated these very bytes with `rkyv::access` before the first use, and
+    // nothing can have changed them since: they are borrowed from the source.
+    unsafe { rkyv::access_unchecked::<ArchivedBatch>(bytes) }
+}
+
+impl<B: Batches, O: Outputs> Follower<B, O>
+where
+    B::Error: std::error::Error + 'static,
+{
+    /// A follower of a log that begins where `run` stands.
+    #[must_use]
+    pub fn new(run: &Run, batches: B, outputs: O) -> Self {
+        Self {
+            batches,
+            outputs,
+            player: Player::new(run.point(), run.machine.now()),
+            begun: false,
+            compared: true,
+            stops: StopCounts::default(),
+        }
+    }
+
+    /// The point up to which all inputs are known.
+    #[must_use]
+    pub const fn horizon(&self) -> u64 {
+        self.player.horizon()
+    }
+
+    /// Virtual time at the end of the log read so far is at least this.
+    #[must_use]
+    pub fn time(&self, run: &Run) -> VirtualTime {
+        run.machine.now()
+    }
+
+    fn diverged(run: &Run, what: Difference) -> FollowError<B::Error> {
+        FollowError::Divergence(Box::new(Divergence {
+            position: run.position(),
+            rip: run.rip(),
+            exit: run.last_exit_name(),
+            what,
+        }))
+    }
+
+    fn fetch(&mut self) -> Result<bool, FollowError<B::Error>> {
+        if !self.batches.advance().map_err(FollowError::Source)? {
+            return Ok(false);
+        }
+        let batch = rkyv::access::<ArchivedBatch, RkyvError>(self.batches.current())
+            .map_err(|_| FollowError::Archive)?;
+        self.player.begin(batch)?;
+        self.begun = true;
+        self.compared = false;
+        Ok(true)
+    }
+
+    /// Compares the digest once the run stands at the batch's horizon.
+    fn compare(&mut self, run: &Run) -> Result<(), FollowError<B::Error>> {
+        if self.compared || run.point() != self.player.horizon() {
+            return Ok(());
+        }
+        self.compared = true;
+        let expected = archived(self.batches.current()).digest.to_native();
+        if expected != run.digest() {
+            return Err(Self::diverged(run, Difference::Digest { expected, found: run.digest() }));
+        }
+        self.batches.executed(run.point(), run.digest());
+        Ok(())
+    }
+
+    /// Applies the next input of the current point, or tells that there is none.
+    fn apply_next(&mut self, run: &mut Run) -> Result<Next, FollowError<B::Error>> {
+        loop {
+            if self.begun {
+                let batch = archived(self.batches.current());
+                match self.player.peek(batch)? {
+                    Some((point, event)) if point == run.point() => {
+                        let Event::Input(input) = event else {
+                            let expected = point;
+                            return Err(Self::diverged(
+                                run,
+                                Difference::End { expected, found: run.point() },
+                            ));
+                        };
+                        run.machine.apply(&input, &mut self.outputs)?;
+                        self.player.take(point, &event);
+                        return Ok(Next::Applied);
+                    }
+                    Some((point, _)) if point < run.point() => {
+                        return Err(Self::diverged(
+                            run,
+                            Difference::End { expected: point, found: run.point() },
+                        ));
+                    }
+                    Some(_) => return Ok(Next::Reached),
+                    None if self.player.horizon() >= run.point() => return Ok(Next::Reached),
+                    None => {}
+                }
+            }
+            if !self.fetch()? {
+                return Ok(Next::Ended);
+            }
+        }
+    }
+}
+
+impl<B: Batches, O: Outputs> Driver for Follower<B, O>
+where
+    B::Error: std::error::Error + 'static,
+{
+    type Error = FollowError<B::Error>;
+
+    fn outputs(&mut self) -> &mut dyn Outputs {
+        &mut self.outputs
+    }
+
+    fn exited(&mut self, run: &Run, record: &ExitRecord) -> Result<(), Self::Error> {
+        if let Some(expected) = self.batches.recorded_exit().map_err(FollowError::Source)?
+            && let Some((name, expected, found)) = expected.first_difference(record)
+        {
+            return Err(Self::diverged(run, Difference::Word { name, expected, found }));
+        }
+        Ok(())
+    }
+
+    fn point(&mut self, run: &mut Run) -> Result<Flow, Self::Error> {
+        loop {
+            match self.apply_next(run)? {
+                Next::Applied => {}
+                Next::Reached => break,
+                Next::Ended => return Ok(Flow::Leave),
+            }
+        }
+        self.compare(run)?;
+        Ok(Flow::Continue)
+    }
+
+    fn idle(&mut self, run: &mut Run) -> Result<Flow, Self::Error> {
+        match self.apply_next(run)? {
+            Next::Applied => Ok(Flow::Continue),
+            Next::Ended => Ok(Flow::Leave),
+            // The recorded machine went on from here; this one has nothing to wake it.
+            Next::Reached => Err(Self::diverged(
+                run,
+                Difference::End { expected: self.player.horizon(), found: run.point() },
+            )),
+        }
+    }
+
+    fn entering(&mut self, run: &mut Run) -> Result<Flow, Self::Error> {
+        loop {
+            if self.begun {
+                let batch = archived(self.batches.current());
+                match self.player.peek(batch)? {
+                    Some((point, event)) if point == run.point() + 1 => {
+                        if let Event::ForcedStop(packed) = event {
+                            self.stops.packed_bytes += packed.len() as u64;
+                            let image = StopImage::unpack(packed)?;
+                            image.load(&mut run.machine, &mut self.stops)?;
+                            run.replace_entry();
+                            self.player.take(point, &event);
+                        }
+                        return Ok(Flow::Continue);
+                    }
+                    Some((point, _)) if point > run.point() => return Ok(Flow::Continue),
+                    Some((point, _)) => {
+                        return Err(Self::diverged(
+                            run,
+                            Difference::End { expected: point, found: run.point() },
+                        ));
+                    }
+                    None if self.player.horizon() > run.point() => return Ok(Flow::Continue),
+                    None => {}
+                }
+            }
+            if !self.fetch()? {
+                return Ok(Flow::Leave);
+            }
+        }
+    }
+
+    fn interrupted(&mut self, run: &mut Run) -> Result<Flow, Self::Error> {
+        debug_assert!(run.phase() == Phase::Ready, "only an entry can be interrupted");
+        Ok(Flow::Continue)
+    }
+}

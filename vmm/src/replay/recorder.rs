@@ -1,0 +1,285 @@
+//! Records: applies inputs from outside, and logs each with its point.
+//!
+//! The same driver runs an unprotected machine: its log then takes nothing.
+
+use crate::machine::input::Input;
+use crate::machine::output::Outputs;
+use crate::machine::time::VirtualTime;
+
+use super::batch::{Batch, Traffic};
+use super::builder::BatchBuilder;
+use super::run::{Driver, Flow, Phase, Run};
+use super::stop::{ResetPolicy, StopCounts, StopError, StopImage};
+use super::trace::ExitRecord;
+
+/// Where inputs come from. Implemented by the host: it has the clock and the threads.
+pub trait Inputs {
+    /// Reads the clock: the one place where host time comes in. Monotonic.
+    fn now(&mut self) -> VirtualTime;
+    /// Whether [`Inputs::front`] has something. Asked at each exit: one atomic load.
+    fn pending(&mut self) -> bool;
+    /// The next input, until [`Inputs::take`].
+    fn front(&mut self) -> Option<Input<'_>>;
+    /// Drops the front input.
+    fn take(&mut self);
+    /// Sleeps until an input is pending, `until` has come, or the run is asked to leave. May return
+    /// early.
+    fn wait(&mut self, until: Option<VirtualTime>);
+    /// Whether the loop should be left.
+    fn leave(&mut self) -> bool;
+}
+
+/// Where the log goes, and the outputs that depend on it.
+pub trait Log: Outputs {
+    /// What can go wrong.
+    type Error;
+    /// Whether anything is logged at all.
+    fn enabled(&self) -> bool;
+    /// Whether an output waits for the log that somebody outside is waiting for (a packet, a disk
+    /// request): the log is then flushed at once.
+    fn urgent(&self) -> bool;
+    /// Whether any output waits for the log.
+    fn waiting(&self) -> bool;
+    /// Takes a batch. Outputs made before this call depend on it. Returns the bytes put around it.
+    ///
+    /// # Errors
+    /// When the log cannot be written any more.
+    fn commit(&mut self, batch: &Batch) -> Result<usize, Self::Error>;
+    /// The guest goes idle: what was held back for company may go out.
+    fn idle(&mut self) {}
+    /// Sees each exit, for a log that keeps them.
+    ///
+    /// # Errors
+    /// As [`Log::commit`].
+    fn exit(&mut self, _record: &ExitRecord) -> Result<(), Self::Error> {
+        Ok(())
+    }
+}
+
+/// Time limits of a recorder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// The longest that an input waits for an exit before the guest is stopped, in nanoseconds.
+    pub bound: u64,
+    /// How far virtual time may lie behind the clock when the guest reads it, in nanoseconds. Each
+    /// closer reading costs a log entry.
+    pub quantum: u64,
+    /// The longest that entries wait for company, in nanoseconds, when no output depends on them.
+    pub coalesce: u64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { bound: 5_000_000, quantum: 10_000, coalesce: 1_000_000 }
+    }
+}
+
+/// A guest without any exit is stopped after so many bounds even if nothing waits for it: the backup
+/// cannot follow further than the last point.
+const IDLE_BOUNDS: u64 = 20;
+
+/// Records a machine's run.
+#[derive(Debug)]
+pub struct Recorder<I, L> {
+    /// Where inputs come from.
+    pub inputs: I,
+    /// Where the log goes.
+    pub log: L,
+    builder: BatchBuilder,
+    pace: Pace,
+    resets: ResetPolicy,
+    /// Host time of the last point, in nanoseconds.
+    last_point: u64,
+    /// Host time of the last commit, in nanoseconds.
+    last_commit: u64,
+    /// Forced stops made.
+    pub stops: StopCounts,
+}
+
+impl<I: Inputs, L: Log> Recorder<I, L>
+where
+    L::Error: From<StopError> + From<crate::machine::vm::MachineError>,
+{
+    /// A recorder that takes `run` up where it stands.
+    #[must_use]
+    pub fn new(run: &Run, mut inputs: I, log: L, pace: Pace) -> Self {
+        let now = inputs.now().as_nanos();
+        Self {
+            inputs,
+            log,
+            builder: BatchBuilder::new(run.point(), run.machine.now()),
+            pace,
+            resets: ResetPolicy::new(now),
+            last_point: now,
+            last_commit: now,
+            stops: StopCounts::default(),
+        }
+    }
+
+    /// The log's traffic so far.
+    #[must_use]
+    pub const fn traffic(&self) -> &Traffic {
+        self.builder.traffic()
+    }
+
+    fn apply(&mut self, run: &mut Run, time: VirtualTime) -> Result<(), L::Error> {
+        self.log_input(run.point(), &Input::Time(time));
+        Ok(run.machine.apply(&Input::Time(time), &mut self.log)?)
+    }
+
+    fn log_input(&mut self, point: u64, input: &Input<'_>) {
+        if self.log.enabled() {
+            self.builder.input(point, input);
+        }
+    }
+
+    /// Applies everything that waits.
+    fn drain(&mut self, run: &mut Run) -> Result<(), L::Error> {
+        while let Some(input) = self.inputs.front() {
+            if run.machine.accepts(&input) {
+                if self.log.enabled() {
+                    self.builder.input(run.point(), &input);
+                }
+                run.machine.apply(&input, &mut self.log)?;
+            }
+            self.inputs.take();
+            if self.builder.must_seal(run.point()) {
+                // The point is not finished: more inputs may follow, so the horizon stays before it.
+                self.commit_at(run, run.point() - 1)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Seals the log at the current point, if there is anything to say.
+    ///
+    /// # Errors
+    /// When the log cannot be written.
+    pub fn commit(&mut self, run: &Run) -> Result<(), L::Error> {
+        if self.log.enabled() && !(self.builder.is_empty_at(run.point()) && !self.log.waiting()) {
+            self.commit_at(run, run.point())?;
+        }
+        Ok(())
+    }
+
+    /// Seals the log where a run that was left stands.
+    ///
+    /// # Errors
+    /// When the log cannot be written.
+    pub fn commit_end(&mut self, run: &Run) -> Result<(), L::Error> {
+        if self.log.enabled() {
+            // An idle wait that has not ended is not a complete point.
+            let complete = if run.phase() == Phase::Idle { run.point() - 1 } else { run.point() };
+            self.commit_at(run, complete)?;
+        }
+        Ok(())
+    }
+
+    fn commit_at(&mut self, run: &Run, horizon: u64) -> Result<(), L::Error> {
+        let framing = self.log.commit(self.builder.seal(horizon, run.digest()))?;
+        self.builder.add_framing(framing);
+        self.builder.begin();
+        self.last_commit = self.last_point;
+        Ok(())
+    }
+
+    fn force_stop(&mut self, run: &mut Run, now: u64) -> Result<(), L::Error> {
+        if self.log.enabled() {
+            let image = StopImage::capture(&mut run.machine)?;
+            let packed = image.pack()?;
+            self.builder.forced_stop(run.point() + 1, &packed);
+            self.stops.stops += 1;
+            self.stops.pages += image.pages.len() as u64;
+            self.stops.raw_bytes += image.contents.len() as u64;
+            self.stops.packed_bytes += packed.len() as u64;
+            self.resets.stopped(now);
+        }
+        run.replace_entry();
+        Ok(())
+    }
+}
+
+impl<I: Inputs, L: Log> Driver for Recorder<I, L>
+where
+    L::Error: From<StopError> + From<crate::machine::vm::MachineError>,
+{
+    type Error = L::Error;
+
+    fn outputs(&mut self) -> &mut dyn Outputs {
+        &mut self.log
+    }
+
+    fn exited(&mut self, _run: &Run, record: &ExitRecord) -> Result<(), L::Error> {
+        self.log.exit(record)
+    }
+
+    fn point(&mut self, run: &mut Run) -> Result<Flow, L::Error> {
+        let now = self.inputs.now();
+        self.last_point = now.as_nanos();
+        if self.inputs.pending() {
+            self.drain(run)?;
+        }
+        let due = run.machine.deadline().is_some_and(|deadline| deadline <= now);
+        let reads_clock = match run.phase() {
+            Phase::Exited(exit) => run.machine.reads_clock(&exit),
+            Phase::Idle => run.machine.wake_reads_clock(),
+            _ => false,
+        };
+        if due || (reads_clock && now.since(run.machine.now()) > self.pace.quantum) {
+            self.apply(run, now)?;
+        }
+        if self.log.enabled() && self.resets.due(now.as_nanos()) {
+            run.machine.reset_dirty_log().map_err(L::Error::from)?;
+        }
+        Ok(Flow::Continue)
+    }
+
+    fn idle(&mut self, run: &mut Run) -> Result<Flow, L::Error> {
+        if self.inputs.leave() {
+            return Ok(Flow::Leave);
+        }
+        // Points up to the exit that led here are complete; the end of the wait is not.
+        if self.log.enabled() && !(self.builder.is_empty_at(run.point() - 1) && !self.log.waiting()) {
+            self.commit_at(run, run.point() - 1)?;
+        }
+        self.log.idle();
+        let deadline = run.machine.deadline();
+        if !self.inputs.pending() {
+            self.inputs.wait(deadline);
+        }
+        self.drain(run)?;
+        let now = self.inputs.now();
+        self.last_point = now.as_nanos();
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            self.apply(run, now)?;
+        }
+        Ok(Flow::Continue)
+    }
+
+    fn entering(&mut self, run: &mut Run) -> Result<Flow, L::Error> {
+        if self.log.enabled()
+            && (self.log.urgent()
+                || self.last_point.saturating_sub(self.last_commit) >= self.pace.coalesce
+                || self.builder.must_seal(run.point()))
+        {
+            self.commit(run)?;
+        }
+        Ok(if self.inputs.leave() { Flow::Leave } else { Flow::Continue })
+    }
+
+    fn interrupted(&mut self, run: &mut Run) -> Result<Flow, L::Error> {
+        let now = self.inputs.now();
+        if self.inputs.leave() {
+            // The guest stands where no log can find it: make a point of it, and leave there.
+            self.force_stop(run, now.as_nanos())?;
+            return Ok(Flow::Continue);
+        }
+        let waits = self.inputs.pending() || run.machine.deadline().is_some_and(|deadline| deadline <= now);
+        let silence = now.as_nanos().saturating_sub(self.last_point);
+        // The host interrupts every half bound: two halves make the whole.
+        if (waits && silence >= self.pace.bound / 2) || silence >= self.pace.bound * IDLE_BOUNDS {
+            self.force_stop(run, now.as_nanos())?;
+        }
+        Ok(Flow::Continue)
+    }
+}
