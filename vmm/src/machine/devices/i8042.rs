@@ -209,7 +209,12 @@ mod tests {
         let aux = ask(&mut kbc, 0xa9, None).expect("answer to the auxiliary test");
         assert!(!matches!(aux, 0x00 | 0xfa | 0xff), "Linux would look for a mouse");
         assert_eq!(ask(&mut kbc, 0xae, None), None);
-        assert_eq!(ask(&mut kbc, 0x20, None), Some(config & !KEYBOARD_OFF & !1));
+        let config = config & !KEYBOARD_OFF & !1;
+        assert_eq!(ask(&mut kbc, 0x20, None), Some(config));
+        // A new command forgets the one that waits for its parameter.
+        assert_eq!(ask(&mut kbc, 0x60, None), None);
+        assert_eq!(ask(&mut kbc, 0xae, Some(0xff)), None);
+        assert_eq!(ask(&mut kbc, 0x20, None), Some(config));
     }
 
     proptest! {

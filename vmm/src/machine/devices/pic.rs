@@ -224,9 +224,9 @@ impl Chip {
         self.lines & (self.elcr | self.armed)
     }
 
-    /// Whether a slave answers for the cascade input.
+    /// Whether a slave answers for the cascade input. A single chip is never given ICW3.
     fn has_slave(&self) -> bool {
-        !self.single && self.icw3 & (1 << CASCADE) != 0
+        self.icw3 & (1 << CASCADE) != 0
     }
 
     /// The rank of a level, zero being the highest.

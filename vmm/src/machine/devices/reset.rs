@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn wide_accesses_touch_only_the_one_port() {
         let mut reset = ResetControl::new();
-        assert_eq!(reset.write(NOW, PORT, &[0x0a, 0xff, 0xff, 0xff]), None);
+        assert_eq!(reset.write(NOW, PORT, &[0xfb, 0xff, 0xff, 0xff]), None);
         let mut data = [0; 4];
         reset.read(NOW, PORT, &mut data);
         assert_eq!(data, [0x0a, 0xff, 0xff, 0xff]);

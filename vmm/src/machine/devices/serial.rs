@@ -404,6 +404,12 @@ mod tests {
         assert_eq!(inb(&mut serial, IIR_FCR), 0x04);
         assert_eq!(serial.enqueue(b"b"), 0);
         assert_eq!(inb(&mut serial, DATA), b'a');
+        out(&mut serial, MCR, MCR_LOOP);
+        out(&mut serial, DATA, b'c');
+        out(&mut serial, DATA, b'd');
+        assert_eq!(inb(&mut serial, LSR), 0x63);
+        assert_eq!(inb(&mut serial, DATA), b'd', "the byte not read is overwritten");
+        assert_eq!(inb(&mut serial, LSR), 0x60);
     }
 
     #[test]
@@ -427,12 +433,15 @@ mod tests {
     #[test]
     fn modem_changes_interrupt_last() {
         let mut serial = opened(IER_MODEM_STATUS | IER_TRANSMITTER_EMPTY);
+        out(&mut serial, MCR, MCR_LOOP | MCR_OUT2);
+        assert_eq!(inb(&mut serial, MSR), 0x83, "CTS and DSR went");
         out(&mut serial, MCR, MCR_LOOP | MCR_OUT1 | MCR_OUT2);
+        assert_eq!(inb(&mut serial, MSR), 0xc0, "that it begins to ring is no event");
         out(&mut serial, MCR, MCR_OUT2);
         assert_eq!(inb(&mut serial, IIR_FCR), 0xc2);
         assert!(serial.interrupt());
         assert_eq!(inb(&mut serial, IIR_FCR), 0xc0);
-        // CTS and DSR went and came; the ring indicator came and went: its end counts.
+        // CTS and DSR came back, the ringing ended.
         assert_eq!(inb(&mut serial, MSR), 0xb7);
         assert_eq!(inb(&mut serial, MSR), 0xb0);
         assert!(!serial.interrupt());

@@ -188,6 +188,16 @@ fn alarm() {
 }
 
 #[test]
+fn alarm_at_the_last_second_of_a_minute() {
+    let mut rtc = Rtc::new(BOOT + 29, NO_MEMORY); // 05:16:58
+    set(&mut rtc, ms(0), HOURS_ALARM, 0xff);
+    set(&mut rtc, ms(0), MINUTES_ALARM, 0xff);
+    set(&mut rtc, ms(0), SECONDS_ALARM, 0x59);
+    set(&mut rtc, ms(0), B, B_24_HOURS | ALARM);
+    assert_eq!(rtc.deadline(), Some(ms(1000)));
+}
+
+#[test]
 fn alarm_in_twelve_hours_and_binary() {
     let mut rtc = Rtc::new(BOOT, NO_MEMORY);
     set(&mut rtc, ms(0), B, B_BINARY | ALARM);
