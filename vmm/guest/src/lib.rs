@@ -35,6 +35,10 @@ pub mod number;
 /// Replies in RESP2.
 pub mod reply;
 
+/// Allocation that fails when a test says so.
+#[cfg(test)]
+mod scarcity;
+
 /// Requests in RESP2: multi-bulk and inline.
 pub mod resp;
 

@@ -489,7 +489,7 @@ mod tests {
     #[test]
     fn an_abandoned_request_is_read_over() {
         let stream = b"*3\r\n$3\r\nSET\r\n$20\r\n01234567890123456789\r\n$1\r\nv\r\n*1\r\n$4\r\nPING\r\n";
-        for cut in 4..50 {
+        for cut in 4..46 {
             let mut parser = Parser::new(1000);
             let mut buffer = stream[..cut].to_vec();
             assert_eq!(parser.parse(&buffer), Step::Incomplete);

@@ -20,7 +20,8 @@ impl Command {
     }
 }
 
-/// A name in lower case as a number whose order is the order of names. Zero if it is too long.
+/// A name in lower case as a number whose order is the order of names. Zero if it is too long, or has a
+/// zero byte, which no command's name has.
 const fn pack(name: &[u8]) -> u128 {
     if name.len() > 16 {
         return 0;
@@ -28,6 +29,9 @@ const fn pack(name: &[u8]) -> u128 {
     let mut packed = [0; 16];
     let mut i = 0;
     while i < name.len() {
+        if name[i] == 0 {
+            return 0;
+        }
         packed[i] = name[i].to_ascii_lowercase();
         i += 1;
     }
@@ -137,7 +141,7 @@ mod tests {
             assert_eq!(find(command.name.to_ascii_uppercase().as_bytes()).unwrap().name, command.name);
         }
         assert!(find(b"").is_none());
-        assert!(find(b"get\0").is_none() || pack(b"get\0") != pack(b"get"));
+        assert!(find(b"get\0").is_none());
         assert!(find(&[b'x'; 17]).is_none());
     }
 }
