@@ -121,10 +121,9 @@ fn flags(package: &Path) -> OsString {
         hide(checkout, "/tandem");
     }
     // The folders under registry/src are named after the registry's host.
-    for registry in cargo_home().and_then(|home| home.join("registry/src").read_dir().ok()).into_iter().flatten() {
-        if let Ok(registry) = registry {
-            hide(&registry.path(), "/crates");
-        }
+    let registries = cargo_home().and_then(|home| home.join("registry/src").read_dir().ok());
+    for registry in registries.into_iter().flatten().flatten() {
+        hide(&registry.path(), "/crates");
     }
     flags.join(&OsString::from("\u{1f}"))
 }

@@ -171,7 +171,10 @@ mod tests {
              virtio_mmio.device=4K@x:5 tandem.doorbell=0xd00ff000 ip=10.77.0.2/24 gw=10.77.0.1",
         );
         let devices: Vec<MmioDevice> = line.devices().collect();
-        assert_eq!(devices, [MmioDevice { base: 0xd000_0000, irq: 5 }, MmioDevice { base: 0xd000_1000, irq: 6 }]);
+        assert_eq!(
+            devices,
+            [MmioDevice { base: 0xd000_0000, irq: 5 }, MmioDevice { base: 0xd000_1000, irq: 6 }]
+        );
         assert_eq!(line.number("tandem.doorbell"), Some(0xd00f_f000));
         assert_eq!(line.address(), Some(Ipv4Cidr::new(Ipv4Address::new(10, 77, 0, 2), 24)));
         assert_eq!(line.gateway(), Some(Ipv4Address::new(10, 77, 0, 1)));

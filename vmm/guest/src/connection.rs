@@ -335,8 +335,17 @@ pub(crate) mod tests {
     }
 
     fn heavy_request() -> impl Strategy<Value = Vec<u8>> {
-        let words = || proptest::collection::vec(proptest::collection::vec(b'a'..b'z', 1..40), 2..20);
-        let names = &[("MSET", 2), ("RPUSH", 1), ("SADD", 1), ("HSET", 1), ("KEYS", 0), ("LRANGE", 0), ("INFO", 0), ("CLIENT", 0)];
+        let words = || proptest::collection::vec(proptest::collection::vec(b'a'..=b'z', 1..40), 2..20);
+        let names = &[
+            ("MSET", 2),
+            ("RPUSH", 1),
+            ("SADD", 1),
+            ("HSET", 1),
+            ("KEYS", 0),
+            ("LRANGE", 0),
+            ("INFO", 0),
+            ("CLIENT", 0),
+        ];
         (proptest::sample::select(&names[..]), words()).prop_map(|((name, odd), mut words)| {
             if odd > 0 && words.len() % 2 != odd % 2 {
                 words.pop();
@@ -355,7 +364,11 @@ pub(crate) mod tests {
     #[test]
     fn a_large_value_arrives_in_pieces() {
         let value: Vec<u8> = (0..1_000_000u32).map(|i| i as u8).collect();
-        let stream = [request(&[b"SET".to_vec(), b"k".to_vec(), value.clone()]), request(&[b"GET".to_vec(), b"k".to_vec()])].concat();
+        let stream = [
+            request(&[b"SET".to_vec(), b"k".to_vec(), value.clone()]),
+            request(&[b"GET".to_vec(), b"k".to_vec()]),
+        ]
+        .concat();
         let pieces: Vec<&[u8]> = stream.chunks(1460).collect();
         let (replies, _) = feed(&pieces, WIDE);
         assert_eq!(replies, [b"+OK\r\n$1000000\r\n", value.as_slice(), b"\r\n"].concat());

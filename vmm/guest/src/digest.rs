@@ -62,9 +62,19 @@ mod tests {
         };
         let base = digest_of("SET a 1;SET b 2;SADD s x y;HSET h f v g w;RPUSH l 1 2;ZADD z 1 m 2 n");
         assert_eq!(base, digest_of("ZADD z 2 n 1 m;RPUSH l 1 2;HSET h g w f v;SADD s y x;SET b 2;SET a 1"));
-        for other in ["SET a 2", "RPUSH l 3", "HSET h f w", "SADD s z", "ZADD z 3 m", "PEXPIRE a 1000", "DEL a", "SET ab 1"] {
-            let changed =
-                digest_of(&std::format!("SET a 1;SET b 2;SADD s x y;HSET h f v g w;RPUSH l 1 2;ZADD z 1 m 2 n;{other}"));
+        for other in [
+            "SET a 2",
+            "RPUSH l 3",
+            "HSET h f w",
+            "SADD s z",
+            "ZADD z 3 m",
+            "PEXPIRE a 1000",
+            "DEL a",
+            "SET ab 1",
+        ] {
+            let changed = digest_of(&std::format!(
+                "SET a 1;SET b 2;SADD s x y;HSET h f v g w;RPUSH l 1 2;ZADD z 1 m 2 n;{other}"
+            ));
             assert_ne!(base, changed, "{other}");
         }
         assert_eq!(digest_of("SET a 1;DEL a"), 0);

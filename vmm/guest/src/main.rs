@@ -72,7 +72,7 @@ unsafe fn read_boot(zero_page: *const [u8; ZERO_PAGE_SIZE]) -> Boot {
         unsafe { doorbell::set_base(base) };
     }
     let read = |address: u64, buffer: &mut [u8]| {
-        let readable = address >= 4096 && address < RAM_END;
+        let readable = (4096..RAM_END).contains(&address);
         if readable {
             let from = address as usize as *const u8;
             // SAFETY: mapped memory, which nobody writes to now.
@@ -154,7 +154,11 @@ fn run(boot: &Boot) -> ! {
         ..sized_for(memory.free)
     };
     let mut server = Server::new(&settings, &mut net, Engine::with_memory(heap::memory));
-    print_line!("tandem-guest: Redis at {}:{PORT}, {} KiB free", address.address(), heap::memory().free / 1024);
+    print_line!(
+        "tandem-guest: Redis at {}:{PORT}, {} KiB free",
+        address.address(),
+        heap::memory().free / 1024
+    );
 
     let mut clock = Clock { nanos: 0, ticks: Line::new(TIMER) };
     loop {

@@ -91,7 +91,9 @@ mod tests {
     fn integers_are_read_strictly() {
         assert_eq!(parse_int(b"-9223372036854775808"), Some(i64::MIN));
         assert_eq!(parse_int(b"9223372036854775807"), Some(i64::MAX));
-        for bad in ["", "-", "+1", " 1", "1 ", "01", "-0", "1.0", "9223372036854775808", "99999999999999999999"] {
+        for bad in
+            ["", "-", "+1", " 1", "1 ", "01", "-0", "1.0", "9223372036854775808", "99999999999999999999"]
+        {
             assert_eq!(parse_int(bad.as_bytes()), None, "{bad}");
         }
     }

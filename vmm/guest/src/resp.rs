@@ -172,15 +172,18 @@ impl Parser {
             match self.state {
                 State::Start => match buffer.first() {
                     None => return Step::Incomplete,
-                    Some(b'*') => match self.line(buffer, ProtocolError::CountTooLong) {
-                        Err(step) => return step,
-                        Ok((line, next)) => match parse_int(&buffer[line]) {
-                            Some(count) if count > MAX_ARGUMENTS => return Step::Error(ProtocolError::BadCount),
-                            Some(count) if count > 0 => self.enter(State::Header { left: count as u32 }, next),
-                            Some(_) => return Step::Request(next),
-                            None => return Step::Error(ProtocolError::BadCount),
-                        },
-                    },
+                    Some(b'*') => {
+                        let (line, next) = match self.line(buffer, ProtocolError::CountTooLong) {
+                            Err(step) => return step,
+                            Ok(found) => found,
+                        };
+                        let left = match parse_int(&buffer[line]) {
+                            Some(count) if count <= 0 => return Step::Request(next),
+                            Some(count) if count <= MAX_ARGUMENTS => count as u32,
+                            _ => return Step::Error(ProtocolError::BadCount),
+                        };
+                        self.enter(State::Header { left }, next);
+                    }
                     Some(_) => return self.inline_request(buffer),
                 },
                 State::Header { left: 0 } if self.too_large => return Step::TooLarge(self.at),
@@ -416,8 +419,11 @@ mod tests {
     use proptest::prelude::*;
     use std::vec;
 
-    /// Reads a stream that arrives in `pieces`; requests as lists of arguments, `None` for too large.
-    fn read(pieces: &[&[u8]], max_bulk: usize) -> (Vec<Option<Vec<Vec<u8>>>>, Option<ProtocolError>) {
+    /// A request's arguments, `None` for too large.
+    type Words = Option<Vec<Vec<u8>>>;
+
+    /// Reads a stream that arrives in `pieces`.
+    fn read(pieces: &[&[u8]], max_bulk: usize) -> (Vec<Words>, Option<ProtocolError>) {
         let (mut parser, mut buffer, mut requests) = (Parser::new(max_bulk), Vec::new(), Vec::new());
         for piece in pieces {
             buffer.extend_from_slice(piece);
@@ -444,17 +450,24 @@ mod tests {
         (requests, None)
     }
 
-    fn words(list: &[&str]) -> Option<Vec<Vec<u8>>> {
+    fn words(list: &[&str]) -> Words {
         Some(list.iter().map(|word| Vec::from(word.as_bytes())).collect())
     }
 
     #[test]
     fn requests_are_read() {
-        let (requests, error) = read(&[b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\nPING\r\n\r\n*0\r\nset a \"b \\x41\\n\" 'c\\'d'\n"], 100);
+        let (requests, error) =
+            read(&[b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\nPING\r\n\r\n*0\r\nset a \"b \\x41\\n\" 'c\\'d'\n"], 100);
         assert_eq!(error, None);
         assert_eq!(
             requests,
-            vec![words(&["GET", "k"]), words(&["PING"]), words(&[]), words(&[]), words(&["set", "a", "b A\n", "c'd"])]
+            vec![
+                words(&["GET", "k"]),
+                words(&["PING"]),
+                words(&[]),
+                words(&[]),
+                words(&["set", "a", "b A\n", "c'd"])
+            ]
         );
     }
 

@@ -252,3 +252,6 @@ fn hand_over(scratch: &mut Reply, backlog: &mut Vec<u8>, sent: &mut usize, socke
     scratch.clear(KEEP);
     kept
 }
+
+#[cfg(test)]
+mod tests;

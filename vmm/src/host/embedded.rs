@@ -27,7 +27,8 @@ mod tests {
             if u32::from_le_bytes(word(at)) != 1 {
                 continue;
             }
-            let [virt, phys, file_size, size] = [16, 24, 32, 40].map(|field| u64::from_le_bytes(word(at + field)));
+            let [virt, phys, file_size, size] =
+                [16, 24, 32, 40].map(|field| u64::from_le_bytes(word(at + field)));
             assert_eq!(virt, phys);
             assert!(file_size <= size && phys >= 2 << 20 && phys + size <= 16 << 20);
             holds_entry |= (phys..phys + file_size).contains(&entry);

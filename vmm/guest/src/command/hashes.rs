@@ -138,8 +138,7 @@ pub(super) fn hincrby(call: &mut Call<'_>) -> Result<(), Error> {
         None => 0,
         Some(text) => parse_int(text).ok_or(Error::Other("ERR hash value is not an integer"))?,
     };
-    let value =
-        old.checked_add(step).ok_or(Error::Other("ERR increment or decrement would overflow"))?;
+    let value = old.checked_add(step).ok_or(Error::Other("ERR increment or decrement would overflow"))?;
     let hash = or_insert(call.store(), key)?;
     let inserted = insert(hash, field, ShortText::int(value).as_bytes());
     call.store().remove_if_empty(key);

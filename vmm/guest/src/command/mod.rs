@@ -141,7 +141,11 @@ impl Engine {
                 Error::Subcommand => {
                     let name = arguments.at(1);
                     let name = &name[..name.len().min(128)];
-                    reply.error_parts(&[b"ERR unknown subcommand or wrong number of arguments for '", name, b"'"]);
+                    reply.error_parts(&[
+                        b"ERR unknown subcommand or wrong number of arguments for '",
+                        name,
+                        b"'",
+                    ]);
                 }
                 other => reply.error(other.message()),
             }

@@ -77,9 +77,9 @@ pub(super) fn config(call: &mut Call<'_>) -> Result<(), Error> {
     if call.is(1, "get") && call.len() >= 3 {
         let arguments = call.arguments;
         let matching = || {
-            PARAMETERS.iter().filter(|(name, _)| {
-                arguments.from(2).any(|pattern| glob::matches(pattern, name.as_bytes()))
-            })
+            PARAMETERS
+                .iter()
+                .filter(|(name, _)| arguments.from(2).any(|pattern| glob::matches(pattern, name.as_bytes())))
         };
         call.reply.array(2 * matching().count());
         for (name, value) in matching() {
@@ -133,9 +133,7 @@ pub(super) fn client(call: &mut Call<'_>) -> Result<(), Error> {
 
 fn name(name: &[u8]) -> Result<alloc::vec::Vec<u8>, Error> {
     if name.iter().any(|byte| !(b'!'..=b'~').contains(byte)) {
-        return Err(Error::Other(
-            "ERR Client names cannot contain spaces, newlines or special characters.",
-        ));
+        return Err(Error::Other("ERR Client names cannot contain spaces, newlines or special characters."));
     }
     Ok(buffer(name)?)
 }
@@ -239,6 +237,8 @@ fn section_text(call: &Call<'_>, section: &str, text: &mut Text) -> fmt::Result 
             engine.store.expired()
         ),
         _ if engine.store.is_empty() => Ok(()),
-        _ => write!(text, "db0:keys={},expires={},avg_ttl=0\r\n", engine.store.len(), engine.store.volatile()),
+        _ => {
+            write!(text, "db0:keys={},expires={},avg_ttl=0\r\n", engine.store.len(), engine.store.volatile())
+        }
     }
 }

@@ -247,7 +247,11 @@ fn a_full_memory_refuses_what_grows_and_serves_the_rest() {
 fn request() -> impl Strategy<Value = String> {
     let word = || prop_oneof!["[a-c]", "-?[0-9]{1,3}", "[a-z]{1,4}", Just(String::from("withscores"))];
     let name = proptest::sample::select(
-        table::COMMANDS.iter().map(|command| command.name).filter(|name| *name != "shutdown").collect::<Vec<_>>(),
+        table::COMMANDS
+            .iter()
+            .map(|command| command.name)
+            .filter(|name| *name != "shutdown")
+            .collect::<Vec<_>>(),
     );
     (name, proptest::collection::vec(word(), 0..6))
         .prop_map(|(name, words)| std::format!("{name} {}", words.join(" ")))

@@ -118,7 +118,7 @@ const fn small_pages() -> PageTable {
     let mut i = 0;
     while i < 512 {
         if i != 0 && i != FIRST_STACK_GUARD {
-            entries[i] = i as u64 * PAGE | PRESENT | WRITE | USER | ACCESSED | DIRTY;
+            entries[i] = (i as u64 * PAGE) | PRESENT | WRITE | USER | ACCESSED | DIRTY;
         }
         i += 1;
     }
@@ -132,10 +132,8 @@ const fn gates() -> [[u64; 2]; VECTORS] {
     let mut vector = 0;
     while vector < VECTORS {
         let stub = STUBS + vector as u64 * 16;
-        gates[vector] = [
-            (stub & 0xffff) | (KERNEL_CODE as u64) << 16 | GATE | (stub >> 16 & 0xffff) << 48,
-            stub >> 32,
-        ];
+        gates[vector] =
+            [(stub & 0xffff) | (KERNEL_CODE as u64) << 16 | GATE | ((stub >> 16) & 0xffff) << 48, stub >> 32];
         vector += 1;
     }
     gates
@@ -145,7 +143,7 @@ const fn task_state_low(base: u64) -> u64 {
     /// Present, 64-bit task state segment, not busy.
     const KIND: u64 = 0x89 << 40;
     const LAST_BYTE: u64 = 26 * 4 - 1;
-    LAST_BYTE | (base & 0xff_ffff) << 16 | KIND | (base >> 24 & 0xff) << 56
+    LAST_BYTE | (base & 0xff_ffff) << 16 | KIND | ((base >> 24) & 0xff) << 56
 }
 
 const fn task_state() -> [u32; 26] {
@@ -153,6 +151,6 @@ const fn task_state() -> [u32; 26] {
     words[1] = STACK as u32;
     words[2] = (STACK >> 32) as u32;
     // The map of port permissions lies behind the end: no ports for ring 3.
-    words[25] = 26 * 4 << 16;
+    words[25] = (26 * 4) << 16;
     words
 }

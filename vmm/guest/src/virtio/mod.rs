@@ -71,3 +71,6 @@ pub trait Registers {
     /// Writes 32 bits at a byte offset.
     fn write(&mut self, offset: usize, value: u32);
 }
+
+#[cfg(test)]
+mod tests;

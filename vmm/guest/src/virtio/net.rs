@@ -115,10 +115,8 @@ impl<R: Registers> Net<R> {
             return Err(Unusable::FeaturesRefused);
         }
         let event_idx = taken & FEATURE_EVENT_IDX != 0;
-        let mut receive = Receive {
-            queue: start_queue(&mut registers, RECEIVE, event_idx)?,
-            buffers: buffers()?,
-        };
+        let mut receive =
+            Receive { queue: start_queue(&mut registers, RECEIVE, event_idx)?, buffers: buffers()? };
         let mut transmit = Transmit {
             queue: start_queue(&mut registers, TRANSMIT, event_idx)?,
             buffers: buffers()?,
@@ -139,10 +137,7 @@ impl<R: Registers> Net<R> {
         for (index, byte) in mac.iter_mut().enumerate() {
             *byte = registers.read_byte(reg::CONFIG + index);
         }
-        registers.write(
-            reg::STATUS,
-            reg::ACKNOWLEDGE | reg::DRIVER | reg::FEATURES_OK | reg::DRIVER_OK,
-        );
+        registers.write(reg::STATUS, reg::ACKNOWLEDGE | reg::DRIVER | reg::FEATURES_OK | reg::DRIVER_OK);
         let mut net = Self { registers, mac, receive, transmit };
         net.flush();
         Ok(net)
@@ -168,8 +163,7 @@ impl<R: Registers> Net<R> {
     /// Whether there is a frame to receive, or room to send again after there was none.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.receive.queue.has_used()
-            || self.transmit.free.is_empty() && self.transmit.queue.has_used()
+        self.receive.queue.has_used() || self.transmit.free.is_empty() && self.transmit.queue.has_used()
     }
 
     /// Asks for an interrupt when [`Self::is_ready`] next becomes true. It must be looked at once more
