@@ -116,8 +116,11 @@ impl Encoder {
     ) -> Result<usize, EncodeError> {
         debug_assert!(room.is_empty() || room.as_ptr().addr().is_multiple_of(ALIGN));
         let available = room.len();
-        let too_small =
-            if available >= MAX_FRAME { EncodeError::TooLong } else { EncodeError::NoRoom { room: available } };
+        let too_small = if available >= MAX_FRAME {
+            EncodeError::TooLong
+        } else {
+            EncodeError::NoRoom { room: available }
+        };
         if available < HEADER_LEN {
             return Err(too_small);
         }
@@ -257,10 +260,7 @@ mod tests {
         let mut encoder = Encoder::new();
         let mut room = AlignedVec::<16>::new();
         room.resize(1024, 0);
-        assert_eq!(
-            encoder.encode(&HEADER, &batch(2000), &mut room),
-            Err(EncodeError::NoRoom { room: 1024 })
-        );
+        assert_eq!(encoder.encode(&HEADER, &batch(2000), &mut room), Err(EncodeError::NoRoom { room: 1024 }));
         assert!(encoder.encode(&HEADER, &batch(100), &mut room).is_ok(), "usable after an overflow");
         assert_eq!(FrameBuf::new().encode(&HEADER, &batch(MAX_PAYLOAD)), Err(EncodeError::TooLong));
     }

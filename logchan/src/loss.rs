@@ -47,7 +47,9 @@ pub enum Loss {
     #[error("the backup's acknowledgement cannot be true")]
     Ack(#[from] AckError),
     /// A frame longer than the ring takes.
-    #[error("a frame of {len} bytes does not fit the ring, which takes at most {max}: enlarge log_buffer_mib")]
+    #[error(
+        "a frame of {len} bytes does not fit the ring, which takes at most {max}: enlarge log_buffer_mib"
+    )]
     RingTooSmall {
         /// Length of the frame.
         len: usize,

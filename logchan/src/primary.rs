@@ -49,7 +49,11 @@ pub struct LogSender<S> {
 impl<S: fmt::Debug> fmt::Debug for LogSender<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { half, generation, sent, .. } = self;
-        f.debug_struct("LogSender").field("generation", generation).field("sent", sent).field("half", half).finish()
+        f.debug_struct("LogSender")
+            .field("generation", generation)
+            .field("sent", sent)
+            .field("half", half)
+            .finish()
     }
 }
 
@@ -220,7 +224,11 @@ const _: () = assert!(align_of::<AckFrame>() == ALIGN);
 impl<R: fmt::Debug> fmt::Debug for AckReceiver<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { half, generation, heard, .. } = self;
-        f.debug_struct("AckReceiver").field("generation", generation).field("heard", heard).field("half", half).finish()
+        f.debug_struct("AckReceiver")
+            .field("generation", generation)
+            .field("heard", heard)
+            .field("half", half)
+            .finish()
     }
 }
 

@@ -42,7 +42,9 @@ fn a_session((mut sender, mut acks, mut receiver, mut reader): Boxed, batches: u
                     let archived = access::<Batch>(frame.payload).unwrap();
                     assert_eq!(archived.position, position);
                     assert_eq!(archived.entries.len(), 3);
-                    assert!(matches!(archived.entries[2], ArchivedEntry::DiskDone { tag, .. } if tag == position));
+                    assert!(
+                        matches!(archived.entries[2], ArchivedEntry::DiskDone { tag, .. } if tag == position)
+                    );
                     assert!(archived.blob.iter().all(|&byte| byte == position as u8));
                     let sequence = frame.header.sequence;
                     reader.progress().store(Executed { sequence, position, digest: !position });
@@ -220,7 +222,13 @@ fn the_largest_frame_crosses_and_a_larger_value_is_refused() {
 }
 
 /// A link whose far end is driven by hand with raw bytes.
-fn raw() -> (inproc::InprocSend, AckReceiver<inproc::InprocReceive>, common::Boxed, Arc<AckState>, inproc::InprocDuplex) {
+fn raw() -> (
+    inproc::InprocSend,
+    AckReceiver<inproc::InprocReceive>,
+    common::Boxed,
+    Arc<AckState>,
+    inproc::InprocDuplex,
+) {
     let to_backup = inproc::link(0).unwrap();
     let to_primary = inproc::link(0).unwrap();
     let acks = Arc::new(AckState::new());
@@ -270,10 +278,7 @@ fn backup_says(bytes: &[u8]) -> Loss {
 #[test]
 fn the_backup_names_what_is_wrong() {
     let next = |kind, generation, sequence| framed(kind, generation, sequence, b"bad");
-    assert!(matches!(
-        backup_says(&next(Kind::Batch, GENERATION, 3)),
-        Loss::Gap { expected: 2, found: 3 }
-    ));
+    assert!(matches!(backup_says(&next(Kind::Batch, GENERATION, 3)), Loss::Gap { expected: 2, found: 3 }));
     assert!(matches!(backup_says(&next(Kind::Batch, GENERATION, 1)), Loss::Gap { expected: 2, found: 1 }));
     assert!(matches!(backup_says(&next(Kind::Batch, 6, 2)), Loss::Generation { ours: 7, found: 6 }));
     assert!(matches!(backup_says(&next(Kind::Ack, GENERATION, 2)), Loss::Direction(Kind::Ack)));
@@ -319,10 +324,7 @@ fn the_primary_names_what_is_wrong() {
     assert!(matches!(says(&framed(Kind::Ack, GENERATION, 1, &[0; 500])), Loss::Ack(AckError::Length(_))));
     let mut damaged = ack(1, GENERATION, 1);
     damaged[60] ^= 1;
-    assert!(matches!(
-        says(&damaged),
-        Loss::Frame { after: 0, error: FrameError::PayloadChecksum { .. } }
-    ));
+    assert!(matches!(says(&damaged), Loss::Frame { after: 0, error: FrameError::PayloadChecksum { .. } }));
 }
 
 #[test]

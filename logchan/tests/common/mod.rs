@@ -12,24 +12,24 @@ use tandem_logchan::primary::{AckReceiver, LogSender};
 use tandem_logchan::transport::tcp::{self, TcpConfig};
 use tandem_logchan::transport::{Duplex, ReceiveHalf, SendHalf, inproc};
 
-pub const GENERATION: u64 = 7;
+pub(crate) const GENERATION: u64 = 7;
 
 #[derive(Archive, Serialize, Clone, Copy, Debug, PartialEq)]
-pub enum Entry {
+pub(crate) enum Entry {
     Time { nanos: u64 },
     Packet { nic: u8, at: u32, len: u32 },
     DiskDone { disk: u8, tag: u64 },
 }
 
 #[derive(Archive, Serialize, Debug, Default)]
-pub struct Batch {
+pub(crate) struct Batch {
     pub position: u64,
     pub time: u64,
     pub entries: Vec<Entry>,
     pub blob: Vec<u8>,
 }
 
-pub fn batch(position: u64, blob: usize) -> Batch {
+pub(crate) fn batch(position: u64, blob: usize) -> Batch {
     Batch {
         position,
         time: position * 1000,
@@ -42,14 +42,19 @@ pub fn batch(position: u64, blob: usize) -> Batch {
     }
 }
 
-pub type Boxed = (
+pub(crate) type Boxed = (
     LogSender<Box<dyn SendHalf>>,
     AckReceiver<Box<dyn ReceiveHalf>>,
     LogReceiver<Box<dyn Duplex>>,
     LogReader,
 );
 
-fn ends(send: Box<dyn SendHalf>, receive: Box<dyn ReceiveHalf>, duplex: Box<dyn Duplex>, ring: usize) -> Boxed {
+fn ends(
+    send: Box<dyn SendHalf>,
+    receive: Box<dyn ReceiveHalf>,
+    duplex: Box<dyn Duplex>,
+    ring: usize,
+) -> Boxed {
     let acks = Arc::new(AckState::new());
     let (receiver, reader) = backup::pair(duplex, GENERATION, ring);
     (
@@ -60,7 +65,7 @@ fn ends(send: Box<dyn SendHalf>, receive: Box<dyn ReceiveHalf>, duplex: Box<dyn 
     )
 }
 
-pub fn over_tcp(config: &TcpConfig, ring: usize) -> Boxed {
+pub(crate) fn over_tcp(config: &TcpConfig, ring: usize) -> Boxed {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let stream = tcp::connect(listener.local_addr().unwrap(), Duration::from_secs(5)).unwrap();
     let (accepted, _) = listener.accept().unwrap();
@@ -69,7 +74,7 @@ pub fn over_tcp(config: &TcpConfig, ring: usize) -> Boxed {
     ends(Box::new(send), Box::new(receive), Box::new(duplex), ring)
 }
 
-pub fn in_process(ring: usize) -> (Boxed, inproc::Faults, inproc::Faults) {
+pub(crate) fn in_process(ring: usize) -> (Boxed, inproc::Faults, inproc::Faults) {
     let link = inproc::link(0).unwrap();
     (
         ends(Box::new(link.send), Box::new(link.receive), Box::new(link.backup), ring),

@@ -127,7 +127,11 @@ fn push(ring: &mut IoUring, entry: &squeue::Entry) -> Result<(), TransportError>
 
 /// Cancels everything in flight and waits shortly until nothing is. `false`: the kernel may still use
 /// the buffers, so they must not be freed.
-fn cancel_all(ring: &mut IoUring, mut in_flight: usize, mut finished: impl FnMut(&io_uring::cqueue::Entry) -> bool) -> bool {
+fn cancel_all(
+    ring: &mut IoUring,
+    mut in_flight: usize,
+    mut finished: impl FnMut(&io_uring::cqueue::Entry) -> bool,
+) -> bool {
     let patience = Duration::from_millis(200);
     if in_flight > 0 {
         let _ = ring.submit();

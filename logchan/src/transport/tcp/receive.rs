@@ -123,7 +123,8 @@ impl Engine {
                 (self.start, self.end) = (0, end - start);
             }
             if self.end < WINDOW {
-                let entry = opcode::Recv::new(SOCKET, self.memory.at(self.end), (WINDOW - self.end) as u32).build();
+                let entry =
+                    opcode::Recv::new(SOCKET, self.memory.at(self.end), (WINDOW - self.end) as u32).build();
                 push(&mut self.ring, &entry.user_data(RECEIVE))?;
                 self.receiving = true;
             }

@@ -81,19 +81,22 @@ impl TcpSend {
         while self.in_flight.len() < MAX_IN_FLIGHT {
             let Some((start, len)) = self.buffer.submit() else { break };
             let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
-            let entry = if len >= self.zero_copy_from {
-                opcode::SendZc::new(types::Fixed(0), start, len as u32).flags(flags).zc_flags(REPORT_USAGE).build()
+            // Only one may wait for the socket at a time, or they could overtake each other. Those that
+            // wait are plain: a drained zero-copy send would wait for its own notification.
+            let waits = self.in_flight.iter().any(|sending| !sending.sent);
+            let entry = if waits {
+                let entry = opcode::Send::new(types::Fixed(0), start, len as u32).flags(flags).build();
+                entry.flags(squeue::Flags::IO_DRAIN)
+            } else if len >= self.zero_copy_from {
+                opcode::SendZc::new(types::Fixed(0), start, len as u32)
+                    .flags(flags)
+                    .zc_flags(REPORT_USAGE)
+                    .build()
             } else {
                 opcode::Send::new(types::Fixed(0), start, len as u32).flags(flags).build()
             };
-            // Only one may wait for the socket at a time, or they could overtake each other.
-            let order = if self.in_flight.iter().all(|sending| sending.sent) {
-                squeue::Flags::empty()
-            } else {
-                squeue::Flags::IO_DRAIN
-            };
             let name = self.oldest + self.in_flight.len() as u64;
-            push(&mut self.ring, &entry.flags(order).user_data(name))?;
+            push(&mut self.ring, &entry.user_data(name))?;
             self.in_flight.push_back(Sending { len, sent: false, free: false });
             any = true;
         }
@@ -216,6 +219,11 @@ impl SendHalf for TcpSend {
 impl Drop for TcpSend {
     fn drop(&mut self) {
         let in_flight = self.in_flight.iter().filter(|sending| !sending.free).count();
+        if in_flight > 0 {
+            // Or the sends behind a cancelled one would go on in the middle of the stream.
+            // SAFETY: plain system call on an open socket.
+            unsafe { libc::shutdown(self.socket.as_raw_fd(), libc::SHUT_WR) };
+        }
         if cancel_all(&mut self.ring, in_flight, |entry| !cqueue::more(entry.flags())) {
             // SAFETY: dropped once, here, and the kernel does not use it any more.
             unsafe { ManuallyDrop::drop(&mut self.buffer) };
