@@ -6,7 +6,9 @@
 
 mod common;
 
-use common::{ArchivedEntry, Batch, Boxed, GENERATION, batch, in_process, over_tcp};
+use common::{
+    ArchivedEntry, Batch, Boxed, GENERATION, batch, in_process, in_process_sealed, over_sealed_tcp, over_tcp,
+};
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -118,6 +120,36 @@ fn a_session_over_tcp() {
 #[test]
 fn a_session_over_tcp_with_zero_copy() {
     a_session(over_tcp(&TcpConfig { zero_copy_from: 1, ..TcpConfig::default() }, 0), 500);
+}
+
+#[test]
+fn a_session_over_encrypted_tcp() {
+    a_session(over_sealed_tcp(), 120);
+}
+
+#[test]
+fn a_session_encrypted_in_process() {
+    a_session(in_process_sealed().0, 120);
+}
+
+#[test]
+fn an_altered_encrypted_stream_does_not_open_either_way() {
+    let ((mut sender, mut acks, mut receiver, mut reader), log_faults, ack_faults) = in_process_sealed();
+    sender.append(Kind::Batch, Flags::OUTPUT, 0, &batch(0, 100)).unwrap();
+    assert_eq!(receiver.poll(SHORT).unwrap().frames, 1);
+    log_faults.corrupt(40, 1);
+    sender.append(Kind::Batch, Flags::OUTPUT, 0, &batch(1, 100)).unwrap();
+    let loss = receiver.poll(SHORT).unwrap_err();
+    assert!(matches!(loss, Loss::Transport(TransportError::Seal)), "{loss:?}");
+    assert!(matches!(reader.next(SHORT).unwrap(), Next::Frame(_)));
+    reader.release();
+    assert_eq!(reader.next(SHORT).unwrap(), Next::End);
+    // The ack of the first frame was on its way before; the next one is altered.
+    assert_eq!(acks.poll(SHORT, || 1).unwrap().ack.unwrap().received, 1);
+    ack_faults.corrupt(5, 1);
+    receiver.acknowledge(AckFlags::default()).unwrap();
+    receiver.push().unwrap();
+    assert!(matches!(acks.poll(SHORT, || 1), Err(Loss::Transport(TransportError::Seal))));
 }
 
 #[test]

@@ -3,12 +3,15 @@
 #![allow(dead_code, missing_docs)]
 
 use rkyv::{Archive, Serialize};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 use tandem_logchan::ack::AckState;
 use tandem_logchan::backup::{self, LogReader, LogReceiver};
+use tandem_logchan::codec::SchemaDigest;
+use tandem_logchan::handshake::{self, Agreed, Hello, Identity, PreSharedKey, Side};
 use tandem_logchan::primary::{AckReceiver, LogSender};
+use tandem_logchan::transport::sealed::{SealedDuplex, SealedReceive, SealedSend};
 use tandem_logchan::transport::tcp::{self, TcpConfig};
 use tandem_logchan::transport::{Duplex, ReceiveHalf, SendHalf, inproc};
 
@@ -72,6 +75,55 @@ pub(crate) fn over_tcp(config: &TcpConfig, ring: usize) -> Boxed {
     let (send, receive) = tcp::primary(stream, config).unwrap();
     let duplex = tcp::backup(accepted, config).unwrap();
     ends(Box::new(send), Box::new(receive), Box::new(duplex), ring)
+}
+
+/// Hellos of two sides that belong together.
+pub(crate) fn hello(side: Side, encrypt: bool) -> Hello {
+    let identity = Identity::builder().part("kernel", "test", b"kernel").build();
+    Hello { side, generation: GENERATION, encrypt, schema: SchemaDigest::of("test"), identity }
+}
+
+/// Connected streams after a handshake.
+pub(crate) fn shaken(encrypt: bool) -> [(TcpStream, Agreed); 2] {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let shake = move |mut stream: TcpStream, side| {
+        let key = PreSharedKey::new([7; 32]);
+        let agreed =
+            handshake::run(&mut stream, hello(side, encrypt), &key, Duration::from_secs(10)).unwrap();
+        (stream, agreed)
+    };
+    let primary = std::thread::spawn(move || {
+        shake(tcp::connect(address, Duration::from_secs(5)).unwrap(), Side::Primary)
+    });
+    let backup = shake(listener.accept().unwrap().0, Side::Backup);
+    [primary.join().unwrap(), backup]
+}
+
+pub(crate) fn over_sealed_tcp() -> Boxed {
+    let config = TcpConfig::default();
+    let [(primary, agreed), (backup, agreed_there)] = shaken(true);
+    let (ours, theirs) = (agreed.session.unwrap(), agreed_there.session.unwrap());
+    let (send, receive) = tcp::primary(primary, &config).unwrap();
+    ends(
+        Box::new(SealedSend::new(send, ours.clone())),
+        Box::new(SealedReceive::new(receive, ours)),
+        Box::new(SealedDuplex::new(tcp::backup(backup, &config).unwrap(), theirs)),
+        0,
+    )
+}
+
+pub(crate) fn in_process_sealed() -> (Boxed, inproc::Faults, inproc::Faults) {
+    let [(_, agreed), (_, agreed_there)] = shaken(true);
+    let (ours, theirs) = (agreed.session.unwrap(), agreed_there.session.unwrap());
+    let link = inproc::link(0).unwrap();
+    let ends = ends(
+        Box::new(SealedSend::new(link.send, ours.clone())),
+        Box::new(SealedReceive::new(link.receive, ours)),
+        Box::new(SealedDuplex::new(link.backup, theirs)),
+        0,
+    );
+    (ends, link.log_faults, link.ack_faults)
 }
 
 pub(crate) fn in_process(ring: usize) -> (Boxed, inproc::Faults, inproc::Faults) {
