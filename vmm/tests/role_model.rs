@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use stateright::{Checker, Model, Property};
 use tandem_vmm::role::action::{Action, Actions};
-use tandem_vmm::role::event::{Ack, Batch, ChannelLoss, Divergence, Event, Heartbeat, Verdict};
+use tandem_vmm::role::event::{Ack, Batch, ChannelLoss, Divergence, Event, Heartbeat, Standing, Verdict};
 use tandem_vmm::role::side::{Side, Start, State as Role};
 use tandem_vmm::role::{Moment, Timing};
 
@@ -34,6 +34,8 @@ struct Bounds {
     divergences: u8,
     /// Starts from nothing instead of from a pair, and processes may start again.
     from_start: bool,
+    /// What must happen in some run, for the check to mean something.
+    reaches: &'static [Reached],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,8 +71,8 @@ struct World {
     now: u64,
     sides: [Option<Side>; 2],
     lives: [u8; 2],
-    /// All datagrams ever sent, by receiver.
-    datagrams: [BTreeSet<Heartbeat>; 2],
+    /// By receiver: the latest datagram of each kind.
+    datagrams: [[Option<Heartbeat>; KINDS]; 2],
     channel: Option<Channel>,
     /// Claims on their way, by side: the life that asked, and the generation.
     claims: [BTreeSet<(u8, u64)>; 2],
@@ -81,8 +83,9 @@ struct World {
     welcome: Option<u64>,
     /// For each output of the guest, in order, the batch that it was bound to; from 1.
     outputs: Vec<u64>,
-    /// Batches made.
+    /// Batches made, and those of them that the backup had from the start.
     batches: u64,
+    base: u64,
     /// Outputs that have left.
     left: u64,
     /// Who is the machine.
@@ -91,11 +94,12 @@ struct World {
     kept: Option<u64>,
     used: Used,
     wrong: Option<&'static str>,
-    seen: Seen,
+    refused: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Channel {
+    generation: u64,
     log: Vec<Batch>,
     acks: Vec<Ack>,
     /// Ends that will learn that it is over.
@@ -113,10 +117,16 @@ struct Used {
     divergences: u8,
 }
 
-/// Things worth reaching.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-struct Seen {
-    refused: bool,
+/// Kinds of heartbeats that are kept apart.
+const KINDS: usize = 4;
+
+const fn kind(standing: Standing) -> usize {
+    match standing {
+        Standing::Paired => 0,
+        Standing::WantsHandOver | Standing::HandedOver { .. } => 1,
+        Standing::Claiming | Standing::Leaving => 2,
+        Standing::Won => 3,
+    }
 }
 
 impl World {
@@ -149,7 +159,7 @@ impl World {
                     if self.state(side) != Some(Role::Primary) {
                         heartbeat.stamp = Moment::ZERO;
                     }
-                    self.datagrams[1 - side].insert(heartbeat);
+                    self.datagrams[1 - side][kind(heartbeat.standing)] = Some(heartbeat);
                 }
                 Action::SendAck(ack) => {
                     if let Some(channel) = self.channel.as_mut().filter(|channel| channel.open[PRIMARY]) {
@@ -190,8 +200,7 @@ impl World {
                     }
                 }
                 Action::Halt(reason) => {
-                    self.seen.refused |=
-                        matches!(reason, tandem_vmm::role::action::HaltReason::Refused { .. });
+                    self.refused |= matches!(reason, tandem_vmm::role::action::HaltReason::Refused { .. });
                 }
                 Action::ResumeGuest | Action::Stall(_) | Action::Throttle(_) | Action::Report(_) => {}
             }
@@ -202,6 +211,24 @@ impl World {
     fn to_execute(&self) -> Option<u64> {
         let progress = self.sides[BACKUP].as_ref()?.progress()?;
         (!progress.drained()).then_some(progress.executed + 1)
+    }
+
+    /// Does what commutes with everything else, and forgets what can have no effect any more.
+    fn settle(&mut self, bounds: &Bounds) {
+        if bounds.divergences == 0
+            && let Some(sequence) = self.to_execute()
+        {
+            self.kept = Some(self.base + sequence);
+            self.event(BACKUP, Event::Executed { sequence, lag: 0, digest: 0 });
+        }
+        for side in [PRIMARY, BACKUP] {
+            if matches!(self.state(side), None | Some(Role::Halted | Role::Live)) {
+                self.datagrams[side] = Default::default();
+            }
+        }
+        if self.channel.as_ref().is_some_and(|channel| channel.open == [false; 2]) {
+            self.channel = None;
+        }
     }
 
     fn crash(&mut self, side: usize) {
@@ -223,7 +250,7 @@ impl Bounds {
             early: 1,
             claim_retry: 1,
             ack_patience: 1_000,
-            hand_over_patience: 2,
+            hand_over_patience: 1,
             lag_bound: 1_000,
             lag_entries: 1_000,
         }
@@ -256,12 +283,13 @@ impl Model for Bounds {
             welcome: None,
             outputs: Vec::new(),
             batches: 0,
+            base: 0,
             left: 0,
             holder: None,
             kept: None,
             used: Used::default(),
             wrong: None,
-            seen: Seen::default(),
+            refused: false,
         };
         for side in [PRIMARY, BACKUP] {
             let (actor, actions) = Self::start(side);
@@ -297,7 +325,9 @@ impl Model for Bounds {
             if actor.deadline().is_some_and(|deadline| deadline <= world.at()) {
                 steps.push(Step::Tick(side));
             }
-            steps.extend(world.datagrams[side].iter().map(|heartbeat| Step::Heartbeat(side, *heartbeat)));
+            steps.extend(
+                world.datagrams[side].iter().flatten().map(|heartbeat| Step::Heartbeat(side, *heartbeat)),
+            );
             if world.channel.as_ref().is_some_and(|channel| {
                 let empty = if side == PRIMARY { channel.acks.is_empty() } else { channel.log.is_empty() };
                 channel.lost[side] && channel.open[side] && empty
@@ -331,7 +361,7 @@ impl Model for Bounds {
             }
         }
         if let Some(channel) = &world.channel {
-            if channel.open[BACKUP] && !channel.log.is_empty() {
+            if channel.open[BACKUP] && !channel.log.is_empty() && world.welcome.is_none() {
                 steps.push(Step::Batch);
             }
             if channel.open[PRIMARY] && !channel.acks.is_empty() {
@@ -406,8 +436,8 @@ impl Model for Bounds {
             }
             Step::Guest => {
                 world.batches += 1;
-                let sequence = world.batches;
-                world.outputs.push(sequence);
+                let sequence = world.batches - world.base;
+                world.outputs.push(world.batches);
                 if world.state(PRIMARY) == Some(Role::Primary) {
                     let generation = world.sides[PRIMARY].as_ref()?.generation();
                     world.event(PRIMARY, Event::Sent { sequence });
@@ -428,8 +458,10 @@ impl Model for Bounds {
                 }
                 // Whoever may still go live must have the log of it.
                 let sequence = *world.outputs.get(world.left as usize - 1)?;
-                let received =
-                    world.sides[BACKUP].as_ref().and_then(Side::progress).map(|progress| progress.received);
+                let received = world.sides[BACKUP]
+                    .as_ref()
+                    .and_then(Side::progress)
+                    .map(|progress| world.base + progress.received);
                 let next = world.sides[BACKUP].as_ref().map_or(0, Side::generation) + 1;
                 let barred = world
                     .winners
@@ -441,7 +473,7 @@ impl Model for Bounds {
             }
             Step::Execute => {
                 let sequence = world.to_execute()?;
-                world.kept = Some(sequence);
+                world.kept = Some(world.base + sequence);
                 world.event(BACKUP, Event::Executed { sequence, lag: 0, digest: 0 });
             }
             Step::Claim(side) => {
@@ -482,7 +514,7 @@ impl Model for Bounds {
                 world.event(side, Event::Leave);
             }
             Step::Stopped => {
-                let sequence = world.batches;
+                let sequence = world.batches - world.base;
                 world.stopping = false;
                 world.event(PRIMARY, Event::GuestStopped { sequence });
             }
@@ -491,8 +523,17 @@ impl Model for Bounds {
                 world.event(BACKUP, Event::Diverged(Divergence { position: 1, expected: 1, found: 2 }));
             }
             Step::Joined => {
-                world.channel =
-                    Some(Channel { log: Vec::new(), acks: Vec::new(), lost: [false; 2], open: [true; 2] });
+                let generation = world.sides[PRIMARY].as_ref()?.generation();
+                world.channel = Some(Channel {
+                    generation,
+                    log: Vec::new(),
+                    acks: Vec::new(),
+                    lost: [false; 2],
+                    open: [true; 2],
+                });
+                // A backup begins with the guest as it is now.
+                world.base = world.batches;
+                world.kept = Some(world.base);
                 world.event(PRIMARY, Event::Joined);
             }
             Step::Welcomed => {
@@ -511,33 +552,68 @@ impl Model for Bounds {
         if live(PRIMARY) && live(BACKUP) {
             world.wrong("two live sides");
         }
+        world.settle(self);
         (world != *last).then_some(world)
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        let mut properties = vec![
-            Property::<Self>::always("safe", |_, world| world.wrong.is_none()),
-            Property::<Self>::sometimes("the primary runs on alone", |_, world| {
-                world.state(PRIMARY) == Some(Role::Live)
-            }),
-        ];
-        if !self.from_start {
-            properties.extend([
-                Property::<Self>::sometimes("the backup takes over", |_, world| {
-                    world.state(BACKUP) == Some(Role::Live)
-                }),
-                Property::<Self>::sometimes("the loser halts", |_, world| {
-                    world.state(BACKUP) == Some(Role::Live) && world.state(PRIMARY) == Some(Role::Halted)
-                }),
-            ]);
-        }
-        properties
+        let reached = self.reaches.iter().map(|(name, condition)| Property::sometimes(name, *condition));
+        reached.chain([Property::<Self>::always("safe", |_, world| world.wrong.is_none())]).collect()
     }
 }
 
-fn check(bounds: Bounds, more: &[Property<Bounds>]) {
+type Reached = (&'static str, fn(&Bounds, &World) -> bool);
+
+const RUNS_ALONE: Reached =
+    ("the primary runs on alone", |_, world| world.state(PRIMARY) == Some(Role::Live));
+const TAKES_OVER: Reached = ("the backup takes over", |_, world| world.state(BACKUP) == Some(Role::Live));
+const LOSER_HALTS: Reached = ("the backup takes over from a living primary, which halts", |_, world| {
+    [world.state(PRIMARY), world.state(BACKUP)] == [Some(Role::Halted), Some(Role::Live)]
+});
+const BACKUP_HALTS: Reached = ("the primary runs on and the backup halts", |_, world| {
+    [world.state(PRIMARY), world.state(BACKUP)] == [Some(Role::Live), Some(Role::Halted)]
+});
+const RACE: Reached = ("both are at the arbiter", |_, world| {
+    world.claims.iter().all(|claims| !claims.is_empty()) && world.winners.len() == 1
+});
+const FROZEN: Reached = ("the backup is live and the primary does not know", |_, world| {
+    [world.state(PRIMARY), world.state(BACKUP)] == [Some(Role::Primary), Some(Role::Live)]
+});
+const HELD_LEASE: Reached =
+    ("the backup has won and waits while the primary may hold a lease", |_, world| {
+        world.winners.len() == 2
+            && world.state(BACKUP) == Some(Role::Arbitrating)
+            && world.datagrams[PRIMARY].iter().flatten().any(|heartbeat| heartbeat.standing == Standing::Won)
+    });
+const DELIVERED: Reached = ("an output leaves", |_, world| world.left > 0);
+const HANDED_OVER: Reached = ("the primary hands over", |_, world| {
+    matches!(
+        world.sides[PRIMARY].as_ref().map(Side::role),
+        Some(tandem_vmm::role::side::Role::Halted(tandem_vmm::role::action::HaltReason::HandedOver { .. }))
+    )
+});
+const TAKEN_BACK: Reached = ("a hand-over fails and the primary runs on", |bounds, world| {
+    world.used.hand_overs == bounds.hand_overs && world.state(PRIMARY) == Some(Role::Live)
+});
+const DIVERGED: Reached = ("a diverged backup stays so while the primary runs on", |_, world| {
+    [world.state(PRIMARY), world.state(BACKUP)] == [Some(Role::Live), Some(Role::Diverged)]
+});
+const LEFT: Reached = ("a side that is to leave hands over and halts", |_, world| {
+    world.used.leaves > 0
+        && world.state(PRIMARY) == Some(Role::Halted)
+        && world.state(BACKUP) == Some(Role::Live)
+});
+const REFUSED: Reached = ("a primary that starts again is refused", |_, world| world.refused);
+const STALE_REFUSED: Reached = ("a primary that starts again after a failover is refused", |_, world| {
+    world.refused && world.state(BACKUP) == Some(Role::Live)
+});
+
+/// `TANDEM_TICKS` adds so many ticks to every bound, for a longer search.
+fn check(mut bounds: Bounds) {
+    if let Ok(more) = std::env::var("TANDEM_TICKS") {
+        bounds.ticks += more.parse::<u64>().expect("TANDEM_TICKS is a number");
+    }
     let start = Instant::now();
-    let _ = more;
     let checker = bounds.checker().threads(2).spawn_bfs().join();
     println!(
         "{}: {} states, {} unique, depth {}, {:.1} s",
@@ -551,14 +627,102 @@ fn check(bounds: Bounds, more: &[Property<Bounds>]) {
         let wrong = path.last_state().wrong;
         panic!("{}: {wrong:?}: {:#?}", bounds.name, path.into_actions());
     }
-    //checker.assert_properties();
+    checker.assert_properties();
 }
 
 #[test]
-fn every_order_of_a_crash_and_a_freeze() {
-    for ticks in 1..=3 {
-        for crashes in 0..2 {
-            check(Bounds { name: "crash and freeze", ticks, outputs: 1, crashes, ..Bounds::default() }, &[]);
-        }
-    }
+fn freezes_and_lost_datagrams() {
+    check(Bounds {
+        name: "freezes and lost datagrams",
+        ticks: 4,
+        outputs: 1,
+        reaches: &[RUNS_ALONE, TAKES_OVER, LOSER_HALTS, BACKUP_HALTS, RACE, FROZEN, HELD_LEASE, DELIVERED],
+        ..Bounds::default()
+    });
+}
+
+#[test]
+fn crashes() {
+    check(Bounds {
+        name: "crashes",
+        ticks: 3,
+        outputs: 1,
+        crashes: 2,
+        reaches: &[RUNS_ALONE, TAKES_OVER, RACE, DELIVERED],
+        ..Bounds::default()
+    });
+}
+
+#[test]
+fn broken_channel() {
+    check(Bounds {
+        name: "broken channel",
+        ticks: 3,
+        outputs: 1,
+        cuts: 1,
+        reaches: &[RUNS_ALONE, TAKES_OVER, LOSER_HALTS, BACKUP_HALTS, RACE, FROZEN, HELD_LEASE, DELIVERED],
+        ..Bounds::default()
+    });
+}
+
+#[test]
+fn unreachable_arbiter() {
+    check(Bounds {
+        name: "unreachable arbiter",
+        ticks: 2,
+        outputs: 1,
+        cuts: 1,
+        unreachable: 2,
+        reaches: &[RUNS_ALONE, TAKES_OVER, LOSER_HALTS, BACKUP_HALTS, RACE, FROZEN, DELIVERED],
+        ..Bounds::default()
+    });
+}
+
+#[test]
+fn hand_over() {
+    check(Bounds {
+        name: "hand-over",
+        ticks: 2,
+        outputs: 1,
+        hand_overs: 1,
+        reaches: &[RUNS_ALONE, TAKES_OVER, LOSER_HALTS, DELIVERED, HANDED_OVER, TAKEN_BACK],
+        ..Bounds::default()
+    });
+}
+
+#[test]
+fn leaving() {
+    check(Bounds {
+        name: "leaving",
+        ticks: 2,
+        outputs: 1,
+        leaves: 1,
+        reaches: &[RUNS_ALONE, BACKUP_HALTS, LEFT],
+        ..Bounds::default()
+    });
+}
+
+#[test]
+fn divergence() {
+    check(Bounds {
+        name: "divergence",
+        ticks: 2,
+        outputs: 2,
+        divergences: 1,
+        reaches: &[RUNS_ALONE, DIVERGED, DELIVERED],
+        ..Bounds::default()
+    });
+}
+
+#[test]
+fn starting_and_starting_again() {
+    check(Bounds {
+        name: "starting and starting again",
+        ticks: 2,
+        outputs: 1,
+        crashes: 1,
+        from_start: true,
+        reaches: &[RUNS_ALONE, TAKES_OVER, REFUSED, STALE_REFUSED, DELIVERED],
+        ..Bounds::default()
+    });
 }

@@ -16,8 +16,8 @@ pub struct Primary {
     silence: Silence,
     next_beat: Moment,
     sent: u64,
-    /// Since when the acknowledgement of something sent is awaited without any progress.
-    waits_since: Moment,
+    /// Since when the acknowledgement of something sent is awaited without any progress, if it is.
+    waits_since: Option<Moment>,
     throttle: Throttle,
     lag: u64,
     executed: u64,
@@ -67,7 +67,7 @@ impl Primary {
             silence: Silence::new(now, timing.lease(), timing.heartbeat),
             next_beat: now,
             sent: 0,
-            waits_since: now,
+            waits_since: None,
             throttle: Throttle::new(timing),
             lag: 0,
             executed: 0,
@@ -110,7 +110,7 @@ impl Primary {
         }
         self.silence.heard(now);
         if received > gate.acked() {
-            self.waits_since = now;
+            self.waits_since = (received < self.sent).then_some(now);
             gate.on_ack(received);
         }
         if let Some(stamp) = echo {
@@ -124,10 +124,10 @@ impl Primary {
             Event::Heartbeat(heartbeat) => return self.on_heartbeat(now, &heartbeat, gate, actions),
             Event::Ack(ack) => return self.on_ack(now, &ack, gate),
             Event::Sent { sequence } => {
-                if self.sent <= gate.acked() {
-                    self.waits_since = now;
-                }
                 self.sent = self.sent.max(sequence);
+                if self.sent > gate.acked() {
+                    self.waits_since.get_or_insert(now);
+                }
             }
             Event::ChannelLost { generation, loss } if generation == self.generation => {
                 // A backup that takes over closes the channel: that is no loss.
@@ -202,10 +202,7 @@ impl Primary {
         if self.silence.lost(now, self.next_beat) {
             return Next::Arbitrate(Suspicion::Silent);
         }
-        if !self.handed_over()
-            && self.sent > gate.acked()
-            && now.since(self.waits_since) >= timing.ack_patience
-        {
+        if self.waits_since.is_some_and(|since| now.since(since) >= timing.ack_patience) {
             return Next::Arbitrate(Suspicion::NoAcks);
         }
         match self.phase {
@@ -249,8 +246,8 @@ impl Primary {
             return Moment::ZERO;
         }
         let mut at = self.next_beat.min(self.silence.deadline());
-        if self.sent > gate.acked() && !self.handed_over() {
-            at = at.min(self.waits_since + timing.ack_patience);
+        if let Some(since) = self.waits_since {
+            at = at.min(since + timing.ack_patience);
         }
         match self.phase {
             Phase::HandedOver { until, .. } => at.min(until),

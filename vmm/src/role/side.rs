@@ -149,11 +149,7 @@ impl Side {
     ///
     /// # Errors
     /// The timing contradicts itself.
-    pub fn backup(
-        timing: Timing,
-        capacity: usize,
-        claimed: Option<u64>,
-    ) -> Result<Self, TimingError> {
+    pub fn backup(timing: Timing, capacity: usize, claimed: Option<u64>) -> Result<Self, TimingError> {
         Self::new(timing, capacity, Role::Joining(Joining::Backup { claimed }))
     }
 
