@@ -49,6 +49,7 @@ fn every_command_has_help_with_its_arguments() {
         ("check", "--json"),
         ("status", "SOCKET"),
         ("failover", "SOCKET"),
+        ("arbiter", "claim"),
         ("completions", "zsh"),
         ("man", "--dir"),
     ] {

@@ -32,7 +32,7 @@ pub fn look_at_host(config: Option<&Config>, tandem: &Path) -> Report {
             report.add(host::configured_tap(net));
         }
         if let Some(section) = &config.pair {
-            pair::look(&mut report, section);
+            pair::look(&mut report, section, config.vm_id());
         }
     }
     let guest = if linux { report.linux_guests } else { report.embedded_guest };

@@ -3,15 +3,15 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+
+use tandem_arbiter::{Arbiter, VmId};
 
 use super::report::{Item, Report};
 use crate::host::config::{PairConfig, read_key};
 
 /// Adds the findings about a config's `[pair]`.
-pub(super) fn look(report: &mut Report, pair: &PairConfig) {
+pub(super) fn look(report: &mut Report, pair: &PairConfig, vm: VmId) {
     report.add(match read_key(&pair.key) {
         Ok(_) => Item::ok("pair key", format!("{}", pair.key.display())),
         Err(error) => {
@@ -21,42 +21,36 @@ pub(super) fn look(report: &mut Report, pair: &PairConfig) {
                 .remedy(format!("openssl rand -hex 32 > {0} && chmod 600 {0}", pair.key.display()))
         }
     });
-    report.add(arbiter(&pair.arbiter));
+    report.add(arbiter(&pair.arbiter, vm));
     report.add(addresses(pair));
 }
 
-/// The arbiter must be readable and writable. Nothing in it is changed: in a directory a name of our
-/// own is linked and removed.
-fn arbiter(path: &Path) -> Item {
+/// The arbiter must be made for this VM and be writable. Nothing in it is changed: in a directory a name
+/// of our own is linked and removed.
+fn arbiter(path: &Path, vm: VmId) -> Item {
     let shown = path.display();
-    let kind = match fs::metadata(path) {
-        Ok(metadata) => metadata.file_type(),
+    let opened = match Arbiter::open(path) {
+        Ok(opened) => opened,
         Err(error) => {
-            return Item::fail("arbiter", format!("{shown}: {error}"))
-                .remedy("mount the shared disk, or make it once with `tandem arbiter init`");
+            let cause =
+                std::error::Error::source(&error).map_or_else(String::new, |cause| format!(": {cause}"));
+            return Item::fail("arbiter", format!("{error}{cause}"));
         }
     };
-    if kind.is_dir() {
+    if opened.vm() != vm {
+        return Item::fail("arbiter", format!("{shown} is another VM's"))
+            .remedy("each VM has its own: name another path and make it with `tandem arbiter init`");
+    }
+    if path.is_dir() {
         return match try_link(path) {
             Ok(()) => Item::ok("arbiter", format!("{shown}: a directory, link(2) works")),
             Err(error) => Item::fail("arbiter", format!("{shown}: link(2) fails: {error}"))
                 .remedy("take a file system with hard links that this user may write to"),
         };
     }
-    if !kind.is_file() && !kind.is_block_device() {
-        return Item::fail("arbiter", format!("{shown} is neither a file, a block device nor a directory"));
-    }
-    let what = if kind.is_file() { "a file" } else { "a block device" };
-    if let Err(error) = OpenOptions::new().read(true).write(true).open(path) {
-        return Item::fail("arbiter", format!("{shown}: {what}, but not writable: {error}"));
-    }
-    match read_direct(path) {
-        Ok(()) => Item::ok("arbiter", format!("{shown}: {what}, writable, O_DIRECT works")),
-        Err(error) => {
-            Item::note("arbiter", format!("{shown}: {what}, writable, but O_DIRECT fails: {error}")).remedy(
-                "across hosts the page cache would hide the other side's claim: take another file system",
-            )
-        }
+    match opened.notice() {
+        None => Item::ok("arbiter", format!("{shown}: writable, O_DIRECT works")),
+        Some(notice) => Item::note("arbiter", format!("{shown}: {notice}")),
     }
 }
 
@@ -76,16 +70,6 @@ fn try_link(dir: &Path) -> io::Result<()> {
     });
     let _ = fs::remove_file(&from);
     tried
-}
-
-fn read_direct(path: &Path) -> io::Result<()> {
-    #[repr(align(4096))]
-    struct Sector([u8; 4096]);
-    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path)?;
-    let mut sector = Sector([0; 4096]);
-    // SAFETY: the buffer is as long as said and outlives the call.
-    let read = unsafe { libc::pread(file.as_raw_fd(), sector.0.as_mut_ptr().cast(), sector.0.len(), 0) };
-    if read < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// One of the two addresses must be this host's, or neither side can run here. Binding a port of the

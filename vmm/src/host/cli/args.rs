@@ -162,6 +162,19 @@ Ask the primary. The backup replays to the end of the log and goes live; the pri
 Example:
   tandem failover /run/tandem/demo.sock")]
     Failover(FailoverArgs),
+    /// Make, show or claim an arbiter
+    #[command(after_long_help = "\
+The arbiter is a file, block device or directory that both hosts reach. When the sides lose sight of each \
+other, the first to claim the generation there lives and the other halts.
+
+Make it once, before either side runs:
+  tandem arbiter init vm.toml
+  tandem arbiter show vm.toml")]
+    Arbiter {
+        /// What to do with it.
+        #[command(subcommand)]
+        action: ArbiterAction,
+    },
     /// Print shell completions
     #[command(after_long_help = "\
 Examples:
@@ -281,6 +294,75 @@ pub struct FailoverArgs {
     /// The side's control socket, or a config file that names it
     #[arg(value_name = "SOCKET", value_hint = ValueHint::AnyPath)]
     pub socket: PathBuf,
+}
+
+/// `tandem arbiter`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ArbiterAction {
+    /// Make an arbiter: once for each VM, before either side runs
+    #[command(after_long_help = "\
+Examples:
+  tandem arbiter init vm.toml
+  tandem arbiter init /dev/disk/by-id/scsi-3600 --name demo
+  tandem arbiter init /mnt/nfs/demo-arbiter --name demo       a directory: claims by link(2)")]
+    Init {
+        /// Which.
+        #[command(flatten)]
+        target: ArbiterTarget,
+        /// Erase the arbiter, or other data, that is there; never while a side runs
+        #[arg(long)]
+        overwrite: bool,
+        /// Bytes in a sector, when another host's device has larger ones; not for a directory
+        #[arg(long, value_name = "BYTES", value_parser = ["512", "4096"])]
+        sector_size: Option<String>,
+        /// How many generations it remembers; not for a directory
+        #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=256))]
+        generations: u32,
+    },
+    /// Show whose it is and who won which generation
+    Show {
+        /// Which.
+        #[command(flatten)]
+        target: ArbiterTarget,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Claim a generation by hand, as a side would
+    #[command(after_long_help = "\
+Ends with 0 if the claim won. A claim that wins by hand fences that generation: both sides, when they \
+claim it, lose and halt. Use it only when neither side is to run on.
+
+Example:
+  tandem arbiter claim vm.toml --side backup --generation 4")]
+    Claim {
+        /// Which.
+        #[command(flatten)]
+        target: ArbiterTarget,
+        /// The generation
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        generation: u64,
+        /// The side to claim for
+        #[arg(long, value_parser = ["primary", "backup"])]
+        side: String,
+        /// Claim again with the token of an earlier claim, 32 hex digits; without it a new one is drawn
+        #[arg(long, value_name = "TOKEN")]
+        token: Option<String>,
+        /// While the arbiter cannot be reached, wait and try again instead of failing
+        #[arg(long)]
+        wait: bool,
+    },
+}
+
+/// An arbiter.
+#[derive(Clone, Debug, Args)]
+pub struct ArbiterTarget {
+    /// The arbiter's file, block device or directory; or a config file (*.toml) that names it
+    #[arg(value_name = "ARBITER", value_hint = ValueHint::AnyPath)]
+    pub arbiter: PathBuf,
+    /// The VM's name, where ARBITER is not a config file
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
 }
 
 /// Seconds with an optional fraction, 1 ms to 10 years.

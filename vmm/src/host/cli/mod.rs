@@ -3,6 +3,7 @@
 //! Each command has its arguments in [`args`] and one function here, which reads the config, applies
 //! what the flags override, and calls the part.
 
+mod arbiter;
 pub mod args;
 mod logging;
 mod outcome;
@@ -57,6 +58,7 @@ fn dispatch(command: Command) -> anyhow::Result<Outcome> {
         Command::Check(args) => check(&args),
         Command::Status(args) => status(&args),
         Command::Failover(args) => failover(&args),
+        Command::Arbiter { action } => arbiter::act(&action),
         Command::Completions { shell } => print(|out| pages::completions(shell, out)),
         Command::Man { dir: Some(dir) } => pages::man_pages(&dir).map(|()| Outcome::Done),
         Command::Man { dir: None } => print(|out| pages::man(out)),
@@ -103,7 +105,7 @@ fn control_socket(path: &Path) -> anyhow::Result<PathBuf> {
     if !path.is_file() {
         return Ok(path.to_owned());
     }
-    let config = Config::load(path)?;
+    let config = Config::read(path)?;
     config
         .control_socket
         .with_context(|| format!("{} has no [control] socket; give the socket's path", path.display()))

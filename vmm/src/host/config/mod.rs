@@ -15,6 +15,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tandem_arbiter::VmId;
+use xxhash_rust::xxh3::xxh3_128_with_seed;
+
 pub use key::{KEY_LEN, KeyError, read_key};
 pub use mac::{MacAddress, MacError};
 pub use problem::{ConfigError, Problem};
@@ -168,6 +171,19 @@ impl Config {
     /// # Errors
     /// All mistakes found, each with line and key.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        Self::read_file(file, &schema::look_at_file)
+    }
+
+    /// Reads a config file without looking at the files it names: for a command that does not run the VM,
+    /// perhaps on a machine that could not.
+    ///
+    /// # Errors
+    /// All mistakes found, each with line and key.
+    pub fn read(file: &Path) -> Result<Self, ConfigError> {
+        Self::read_file(file, &|_, _| Ok(()))
+    }
+
+    fn read_file(file: &Path, look: schema::Look<'_>) -> Result<Self, ConfigError> {
         let unreadable = |why: &dyn std::fmt::Display| {
             ConfigError::whole_file(file, "", format!("cannot read the config file: {why}"))
         };
@@ -178,7 +194,7 @@ impl Config {
         let text = fs::read_to_string(file).map_err(|error| unreadable(&error))?;
         let home = std::path::absolute(file).map_err(|error| unreadable(&error))?;
         let home = home.parent().unwrap_or(Path::new("/"));
-        let (config, problems) = schema::read(&text, file, home, &schema::look_at_file);
+        let (config, problems) = schema::read(&text, file, home, look);
         settle(file, config, problems)
     }
 
@@ -204,6 +220,12 @@ impl Config {
         })
     }
 
+    /// The VM's identity in arbiter records.
+    #[must_use]
+    pub fn vm_id(&self) -> VmId {
+        vm_id(&self.name)
+    }
+
     /// Replaces the taps of the first cards, for a side that names them differently (`--tap NAME`).
     ///
     /// # Errors
@@ -221,6 +243,21 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// The identity in arbiter records of the VM called `name`: a hash of it, the same on every host.
+#[must_use]
+pub fn vm_id(name: &str) -> VmId {
+    // Never to change: arbiters on disks carry it.
+    VmId(xxh3_128_with_seed(name.as_bytes(), 0x0054_616e_6465_6d00).to_be_bytes())
+}
+
+/// Checks a name by the rule of the key `name`.
+///
+/// # Errors
+/// A sentence: what is wrong with it.
+pub fn check_vm_name(name: &str) -> Result<(), String> {
+    schema::check_vm_name(name)
 }
 
 fn settle(file: &Path, config: Option<Config>, problems: Vec<Problem>) -> Result<Config, ConfigError> {

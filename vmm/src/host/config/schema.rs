@@ -110,6 +110,15 @@ pub(super) fn check_tap_name(name: &str) -> Result<(), String> {
     Err(format!("{name:?} cannot name a device: 1 to {LONGEST_TAP} letters, digits, `-`, `_`, `.`"))
 }
 
+/// Says whether a VM can have this name.
+pub(super) fn check_vm_name(name: &str) -> Result<(), String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if !name.is_empty() && name.len() <= LONGEST_NAME && name.bytes().all(allowed) {
+        return Ok(());
+    }
+    Err(format!("{name:?} cannot name a VM: 1 to {LONGEST_NAME} letters, digits, `.`, `_`, `-`"))
+}
+
 struct Reader<'a> {
     problems: Problems<'a>,
     home: &'a Path,
@@ -145,14 +154,10 @@ impl Reader<'_> {
 
     fn name(&mut self, root: &Section<'_>) -> Option<String> {
         let name = root.required_string("name", &mut self.problems)?;
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-        let text = name.value;
-        if text.is_empty() || text.len() > LONGEST_NAME || !text.bytes().all(allowed) {
-            let message =
-                format!("{text:?} cannot name a VM: 1 to {LONGEST_NAME} letters, digits, `.`, `_`, `-`");
+        if let Err(message) = check_vm_name(name.value) {
             self.problems.add(&name.span, name.key, message);
         }
-        Some(text.to_owned())
+        Some(name.value.to_owned())
     }
 
     fn machine(&mut self, root: &Section<'_>) -> MachineConfig {

@@ -68,8 +68,8 @@ fn every_key_is_read_in_its_unit() {
     assert_eq!(config.disks, [DiskConfig { path: "dir/disk.img".into(), read_only: true }]);
     assert_eq!(config.serial, SerialConfig { output: SerialOutput::Nowhere, input: SerialInput::Stdin });
     let pair = config.pair().unwrap();
-    assert_eq!(pair.listen, "10.99.0.2:7700".parse::<std::net::SocketAddr>().unwrap());
-    assert_eq!(pair.primary, "10.99.0.1:7700".parse::<std::net::SocketAddr>().unwrap());
+    assert_eq!(pair.listen.to_string(), "10.99.0.2:7700");
+    assert_eq!(pair.primary.to_string(), "10.99.0.1:7700");
     assert_eq!((pair.key.as_path(), pair.encrypt), (Path::new("dir/pair.key"), true));
     assert_eq!(pair.arbiter, Path::new("dir/arbiter.img"));
     assert_eq!((pair.heartbeat, pair.missed), (Duration::from_millis(20), 4));
@@ -261,6 +261,14 @@ fn the_files_of_the_machine_must_be_there() {
         absent.starts_with("/nonexistent/vm.toml: cannot read the config file: No such file"),
         "{absent}"
     );
+}
+
+#[test]
+fn a_vm_keeps_its_identity_for_ever() {
+    let config = parse("name = \"demo\"").unwrap();
+    assert_eq!(config.vm_id().to_string(), "a08c410bdfa1d0956efac22e647bc691");
+    assert_ne!(vm_id("demo"), vm_id("demo2"));
+    assert!(check_vm_name("a b").is_err() && check_vm_name("").is_err() && check_vm_name("a-b.c_1").is_ok());
 }
 
 #[test]
