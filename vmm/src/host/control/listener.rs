@@ -1,13 +1,15 @@
 //! The socket file: made with the right mode from its first moment, taken over when it is stale,
 //! removed when it is still ours.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use super::server::ServeError;
 
@@ -25,9 +27,12 @@ impl Listener {
     pub(super) fn bind(path: &Path) -> Result<Self, ServeError> {
         let failed = |source| ServeError::Bind { path: path.to_owned(), source };
         let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // Two processes that both find the file stale must not both replace it.
-        let lock = File::open(directory).map_err(failed)?;
-        lock.lock().map_err(failed)?;
+        // Such as /run/tandem after a boot. Only the last directory is made, and for this user only.
+        match DirBuilder::new().mode(0o700).create(directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+            _ => {}
+        }
+        let _lock = lock(directory).map_err(failed)?;
         if let Ok(metadata) = fs::symlink_metadata(path) {
             if !metadata.file_type().is_socket() {
                 return Err(ServeError::NotASocket(path.to_owned()));
@@ -58,6 +63,20 @@ impl Drop for Listener {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the control socket");
         }
     }
+}
+
+/// Locks a directory until the file is dropped: two processes that both find a socket stale must not both
+/// replace it. Gives up after two seconds, should somebody hold the lock for long.
+fn lock(directory: &Path) -> io::Result<File> {
+    let file = File::open(directory)?;
+    for _ in 0..200 {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(10)),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::TimedOut, "another process has locked its directory"))
 }
 
 /// Makes a non-blocking listening socket whose file is never open to others, not even for a moment:

@@ -68,6 +68,26 @@ fn a_stale_file_is_replaced_a_live_socket_and_a_plain_file_are_not() {
 }
 
 #[test]
+fn a_missing_directory_is_made_for_this_user_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tandem").join("sock");
+    let _server = Server::start(&path, Arc::new(Source::default())).unwrap();
+    assert!(Client::connect(&path).unwrap().status().is_ok());
+    assert_eq!(fs::metadata(dir.path().join("tandem")).unwrap().permissions().mode() & 0o777, 0o700);
+    let deeper = dir.path().join("a").join("b").join("sock");
+    assert!(matches!(Server::start(&deeper, Arc::new(Source::default())), Err(ServeError::Bind { .. })));
+}
+
+#[test]
+fn a_directory_locked_for_long_is_an_error_and_no_hang() {
+    let dir = tempfile::tempdir().unwrap();
+    let held = fs::File::open(dir.path()).unwrap();
+    held.lock().unwrap();
+    let refused = Server::start(&dir.path().join("sock"), Arc::new(Source::default()));
+    assert!(matches!(refused, Err(ServeError::Bind { .. })), "{refused:?}");
+}
+
+#[test]
 fn a_successors_socket_is_left_alone() {
     let (_dir, path, server) = server();
     fs::remove_file(&path).unwrap();
