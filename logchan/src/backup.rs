@@ -76,6 +76,8 @@ pub struct Polled {
     pub frames: u64,
     /// Whether a [`Waker`] ended the wait.
     pub woken: bool,
+    /// Whether the descriptor that is watched is readable.
+    pub watched: bool,
     /// The ring is full: nothing more is read until the replay has released frames.
     pub stalled: bool,
 }
@@ -115,11 +117,11 @@ impl<D: Duplex> LogReceiver<D> {
         let before = self.received;
         // A stalled receiver first tries the bytes at hand; if they fit now, it need not wait.
         let mut stalled = self.take()?;
-        let mut woken = false;
+        let (mut woken, mut watched) = (false, false);
         if self.received == before {
             let wake = self.transport.wait(timeout);
             if let Ok(wake) = &wake {
-                woken = wake.woken;
+                (woken, watched) = (wake.woken, wake.watched);
             }
             stalled = self.take().inspect_err(|_| self.acknowledge_if(before))?;
             if let Err(error) = wake {
@@ -128,7 +130,7 @@ impl<D: Duplex> LogReceiver<D> {
             }
         }
         self.acknowledge_if(before);
-        Ok(Polled { frames: self.received - before, woken, stalled })
+        Ok(Polled { frames: self.received - before, woken, watched, stalled })
     }
 
     fn acknowledge_if(&mut self, before: u64) {
@@ -251,6 +253,20 @@ impl<D: Duplex> LogReceiver<D> {
         &self.progress
     }
 
+    /// Stamp of the last frame received that had one, which the acks echo; 0 for none.
+    #[must_use]
+    pub const fn echo(&self) -> u64 {
+        self.echo
+    }
+
+    /// From now on a [`Self::poll`] also ends when this descriptor is readable.
+    ///
+    /// # Errors
+    /// The transport cannot watch descriptors.
+    pub fn watch(&mut self, fd: std::os::fd::OwnedFd) -> Result<(), Loss> {
+        Ok(self.transport.watch(fd)?)
+    }
+
     /// Ends a [`Self::poll`] from another thread.
     #[must_use]
     pub fn waker(&self) -> Waker {
@@ -310,6 +326,13 @@ impl LogReader {
             slept = true;
         }
         self.consumer.front().map_or(Ok(Next::Empty), |bytes| Frame::verified_before(bytes).map(Next::Frame))
+    }
+
+    /// The payload of the frame that [`LogReader::next`] handed out last, where it lies; empty after its
+    /// release.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        self.consumer.held().and_then(|bytes| Frame::verified_before(bytes).ok()).map_or(&[], |f| f.payload)
     }
 
     /// Gives the oldest frame's memory back.

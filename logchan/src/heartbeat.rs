@@ -9,13 +9,15 @@
 //! | 0 | 4 | magic `TLHB` |
 //! | 4 | 2 | version |
 //! | 6 | 1 | side: 1 primary, 2 backup |
-//! | 7 | 1 | flags |
+//! | 7 | 1 | standing: what the sender is about, a number of the protocol above |
 //! | 8 | 8 | first eight bytes of the machine's identity hash |
 //! | 16 | 8 | generation |
 //! | 24 | 8 | counter |
 //! | 32 | 8 | stamp: the sender's clock, nanoseconds |
 //! | 40 | 8 | echo: the last stamp heard from the peer, 0 for none |
-//! | 48 | 16 | BLAKE2s MAC of all before, under a key derived from the pre-shared key |
+//! | 48 | 8 | received: the log is in the sender's memory up to this frame |
+//! | 56 | 8 | argument: belongs to the standing |
+//! | 64 | 16 | BLAKE2s MAC of all before, under a key derived from the pre-shared key |
 //!
 //! Integers are little-endian. A datagram is as long as the table says, neither shorter nor longer.
 
@@ -32,43 +34,17 @@ pub const MAGIC: [u8; 4] = *b"TLHB";
 /// Version of the datagram.
 pub const VERSION: u16 = 1;
 /// Bytes of a datagram.
-pub const LEN: usize = 64;
-const MAC_AT: usize = 48;
+pub const LEN: usize = 80;
+const MAC_AT: usize = 64;
 const PURPOSE: &str = "tandem heartbeat 1";
-
-/// What the sender says beside being alive.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HeartbeatFlags(u8);
-
-impl HeartbeatFlags {
-    /// Nothing special.
-    pub const NONE: Self = Self(0);
-    /// The sender is shutting down in good order: its silence from now on is no failure.
-    pub const GOING_DOWN: Self = Self(1);
-    /// The sender owns the generation and runs the machine.
-    pub const LIVE: Self = Self(2);
-    const KNOWN: u8 = 3;
-
-    /// Whether all bits of `other` are set.
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// The bits of both.
-    #[must_use]
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-}
 
 /// One heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
     /// Who sends.
     pub side: Side,
-    /// What else the sender says.
-    pub flags: HeartbeatFlags,
+    /// What the sender is about: a number that the protocol above gives a meaning.
+    pub standing: u8,
     /// First eight bytes of the machine's identity hash: several pairs may share a host.
     pub identity: [u8; 8],
     /// The sender's generation.
@@ -79,6 +55,10 @@ pub struct Heartbeat {
     pub stamp: u64,
     /// The last stamp the sender heard; 0 for none.
     pub echo: u64,
+    /// A backup's: the log is in its memory up to the frame with this sequence number.
+    pub received: u64,
+    /// Belongs to the standing.
+    pub argument: u64,
 }
 
 /// Why a datagram is not a heartbeat. To be counted and dropped: anybody can send datagrams.
@@ -99,9 +79,6 @@ pub enum HeartbeatError {
     /// Neither primary nor backup.
     #[error("heartbeat from unknown side {0}")]
     Side(u8),
-    /// A flag this version does not have.
-    #[error("unknown heartbeat flags {0:#04x}")]
-    Flags(u8),
 }
 
 /// The key heartbeats are signed with.
@@ -130,10 +107,11 @@ impl Heartbeat {
         out[0..4].copy_from_slice(&MAGIC);
         out[4..6].copy_from_slice(&VERSION.to_le_bytes());
         out[6] = self.side as u8;
-        out[7] = self.flags.0;
+        out[7] = self.standing;
         out[8..16].copy_from_slice(&self.identity);
-        for (at, word) in [(16, self.generation), (24, self.counter), (32, self.stamp), (40, self.echo)] {
-            out[at..at + 8].copy_from_slice(&word.to_le_bytes());
+        let words = [self.generation, self.counter, self.stamp, self.echo, self.received, self.argument];
+        for (chunk, word) in out[16..MAC_AT].chunks_exact_mut(8).zip(words) {
+            chunk.copy_from_slice(&word.to_le_bytes());
         }
         let tag = key.0.clone().chain_update(&out[..MAC_AT]).finalize().into_bytes();
         out[MAC_AT..].copy_from_slice(&tag);
@@ -162,22 +140,21 @@ impl Heartbeat {
             2 => Side::Backup,
             other => return Err(HeartbeatError::Side(other)),
         };
-        if bytes[7] & !HeartbeatFlags::KNOWN != 0 {
-            return Err(HeartbeatError::Flags(bytes[7]));
-        }
-        let mut words = [0; 5];
+        let mut words = [0; 7];
         for (word, chunk) in words.iter_mut().zip(bytes[8..MAC_AT].as_chunks::<8>().0) {
             *word = u64::from_le_bytes(*chunk);
         }
-        let [identity, generation, counter, stamp, echo] = words;
+        let [identity, generation, counter, stamp, echo, received, argument] = words;
         Ok(Self {
             side,
-            flags: HeartbeatFlags(bytes[7]),
+            standing: bytes[7],
             identity: identity.to_le_bytes(),
             generation,
             counter,
             stamp,
             echo,
+            received,
+            argument,
         })
     }
 }
@@ -212,12 +189,14 @@ mod tests {
 
     const BEAT: Heartbeat = Heartbeat {
         side: Side::Backup,
-        flags: HeartbeatFlags::LIVE,
+        standing: 3,
         identity: *b"identity",
         generation: 3,
         counter: 9,
         stamp: 1_000,
         echo: 900,
+        received: 77,
+        argument: 5,
     };
 
     #[test]
@@ -246,7 +225,6 @@ mod tests {
         };
         assert_eq!(signed(4, 2), Err(HeartbeatError::Version(2)));
         assert_eq!(signed(6, 3), Err(HeartbeatError::Side(3)));
-        assert_eq!(signed(7, 0x80), Err(HeartbeatError::Flags(0x80)));
     }
 
     #[test]
@@ -273,8 +251,10 @@ mod tests {
 
         #[test]
         fn what_was_encoded_is_decoded(generation: u64, counter: u64, stamp: u64, echo: u64, identity: [u8; 8]) {
-            let flags = HeartbeatFlags::LIVE.union(HeartbeatFlags::GOING_DOWN);
-            let beat = Heartbeat { side: Side::Primary, flags, identity, generation, counter, stamp, echo };
+            let (standing, received, argument) = (identity[0], stamp ^ echo, counter ^ generation);
+            let beat = Heartbeat {
+                side: Side::Primary, standing, identity, generation, counter, stamp, echo, received, argument,
+            };
             prop_assert_eq!(Heartbeat::decode(&beat.encode(&key(7)), &key(7)), Ok(beat));
         }
     }

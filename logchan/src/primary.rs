@@ -239,6 +239,8 @@ pub struct Heard {
     pub ack: Option<Ack>,
     /// Whether a [`crate::transport::Waker`] ended the wait.
     pub woken: bool,
+    /// Whether the descriptor that is watched is readable.
+    pub watched: bool,
 }
 
 impl<R: ReceiveHalf> AckReceiver<R> {
@@ -265,13 +267,21 @@ impl<R: ReceiveHalf> AckReceiver<R> {
             self.acks.news().ring();
         }
         match taken.and(outcome) {
-            Ok(Wake { woken, .. }) => Ok(Heard { ack: newest, woken }),
+            Ok(Wake { woken, watched, .. }) => Ok(Heard { ack: newest, woken, watched }),
             Err(loss) => {
                 self.lost = true;
                 self.acks.news().ring();
                 Err(loss)
             }
         }
+    }
+
+    /// From now on a [`Self::poll`] also ends when this descriptor is readable.
+    ///
+    /// # Errors
+    /// The transport cannot watch descriptors.
+    pub fn watch(&mut self, fd: std::os::fd::OwnedFd) -> Result<(), Loss> {
+        Ok(self.half.watch(fd)?)
     }
 
     /// Ends a [`Self::poll`] from another thread.

@@ -189,6 +189,14 @@ impl Consumer {
         Some(unsafe { self.shared.storage.bytes(start + MARK, len) })
     }
 
+    /// The frame that [`Self::front`] found last, if it was not released since.
+    #[must_use]
+    pub fn held(&self) -> Option<&[u8]> {
+        let Reserved { start, len } = self.front?;
+        // SAFETY: as in `front`; moving head needs `&mut self`.
+        Some(unsafe { self.shared.storage.bytes(start + MARK, len) })
+    }
+
     fn find_front(&mut self) -> Option<Reserved> {
         loop {
             if self.head == self.known_tail {
@@ -272,8 +280,10 @@ impl Storage {
     }
 
     fn layout(capacity: usize) -> Layout {
+        // No more than malloc's own alignment: so the zeroed pages come from the kernel as they are touched,
+        // and a large ring costs nothing until it is used.
         // A capacity near isize::MAX would be no ring; the allocation itself decides what is too much.
-        Layout::from_size_align(capacity, 4096).unwrap_or(Layout::new::<[u8; 4096]>())
+        Layout::from_size_align(capacity, ALIGN).unwrap_or(Layout::new::<[u128; 2]>())
     }
 
     fn range(&self, position: usize, len: usize) -> Range<usize> {

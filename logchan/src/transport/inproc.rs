@@ -273,7 +273,7 @@ impl ReceiveHalf for InprocReceive {
     fn wait(&mut self, timeout: Option<Duration>) -> Result<Wake, TransportError> {
         let (data, closed, next) = self.take();
         if data {
-            return Ok(Wake { data, woken: self.waker.drain() });
+            return Ok(Wake { data, woken: self.waker.drain(), watched: false });
         }
         if closed {
             return Err(TransportError::Closed);
@@ -303,7 +303,7 @@ impl ReceiveHalf for InprocReceive {
         if closed && !data && !woken {
             return Err(TransportError::Closed);
         }
-        Ok(Wake { data, woken })
+        Ok(Wake { data, woken, watched: false })
     }
 
     fn data(&self) -> &[u8] {

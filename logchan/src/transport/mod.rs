@@ -111,6 +111,8 @@ pub struct Wake {
     pub data: bool,
     /// A [`Waker`] was used.
     pub woken: bool,
+    /// The descriptor given to [`ReceiveHalf::watch`] is readable.
+    pub watched: bool,
 }
 
 /// The receiving half of a connection.
@@ -130,6 +132,15 @@ pub trait ReceiveHalf: Send + fmt::Debug {
 
     /// Something that ends a wait from any thread.
     fn waker(&self) -> Waker;
+
+    /// From now on a wait also ends when this descriptor is readable: an epoll descriptor brings a
+    /// whole set of them into the same wait.
+    ///
+    /// # Errors
+    /// The transport cannot watch descriptors.
+    fn watch(&mut self, _fd: OwnedFd) -> Result<(), TransportError> {
+        Err(TransportError::io("watch a descriptor")(io::ErrorKind::Unsupported.into()))
+    }
 }
 
 /// A receiving half that can reply on the same connection: the backup's end.
@@ -197,6 +208,10 @@ impl<T: ReceiveHalf + ?Sized> ReceiveHalf for Box<T> {
 
     fn waker(&self) -> Waker {
         (**self).waker()
+    }
+
+    fn watch(&mut self, fd: OwnedFd) -> Result<(), TransportError> {
+        (**self).watch(fd)
     }
 }
 

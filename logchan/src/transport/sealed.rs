@@ -229,6 +229,10 @@ impl<R: ReceiveHalf> ReceiveHalf for SealedReceive<R> {
     fn waker(&self) -> Waker {
         self.below.waker()
     }
+
+    fn watch(&mut self, fd: std::os::fd::OwnedFd) -> Result<(), TransportError> {
+        self.below.watch(fd)
+    }
 }
 
 impl<D: Duplex> ReceiveHalf for SealedDuplex<D> {
@@ -247,6 +251,10 @@ impl<D: Duplex> ReceiveHalf for SealedDuplex<D> {
 
     fn waker(&self) -> Waker {
         self.below.waker()
+    }
+
+    fn watch(&mut self, fd: std::os::fd::OwnedFd) -> Result<(), TransportError> {
+        self.below.watch(fd)
     }
 }
 

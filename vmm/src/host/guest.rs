@@ -15,6 +15,9 @@ use crate::machine::board::DOORBELL_ADDRESS;
 use crate::machine::boot::SEED_LEN;
 use crate::machine::vm::{DiskConfig, MachineConfig, NicConfig};
 
+/// First bytes of encoded [`BootFacts`].
+const FACTS_TAG: &[u8; 8] = b"TDMBOOT1";
+
 /// A guest that cannot be read.
 #[derive(Debug, Error)]
 pub enum GuestError {
@@ -60,6 +63,31 @@ impl BootFacts {
         }
         let wall_clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         Ok(Self { seed, wall_clock })
+    }
+}
+
+/// Bytes of encoded [`BootFacts`].
+const FACTS_LEN: usize = 16 + SEED_LEN;
+
+impl BootFacts {
+    /// As bytes, for the log's first frame: a tag, the wall clock, the seed.
+    #[must_use]
+    pub fn encode(&self) -> [u8; FACTS_LEN] {
+        let mut bytes = [0; FACTS_LEN];
+        bytes[..8].copy_from_slice(FACTS_TAG);
+        bytes[8..16].copy_from_slice(&self.wall_clock.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.seed);
+        bytes
+    }
+
+    /// Reads what [`BootFacts::encode`] made; `None` if it is something else.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; FACTS_LEN] = bytes.try_into().ok()?;
+        let (tag, rest) = bytes.split_first_chunk::<8>()?;
+        let (wall_clock, seed) = rest.split_first_chunk::<8>()?;
+        let facts = Self { seed: seed.try_into().ok()?, wall_clock: u64::from_le_bytes(*wall_clock) };
+        (tag == FACTS_TAG).then_some(facts)
     }
 }
 

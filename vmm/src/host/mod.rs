@@ -14,6 +14,10 @@ pub mod embedded;
 pub mod guest;
 /// The host's side of the machine's devices.
 pub mod io;
+/// A protected pair: primary and backup.
+pub mod pair;
+/// Running ahead of ordinary threads.
+pub mod priority;
 /// A machine without a peer.
 pub mod run;
 /// The wish to stop.

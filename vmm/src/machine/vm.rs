@@ -151,10 +151,7 @@ impl Machine {
             // SAFETY: the region lies in the mapping of `ram`, which is dropped after the VM.
             unsafe { vm.set_user_memory_region(region) }.map_err(kvm("KVM_SET_USER_MEMORY_REGION"))?;
         }
-        let supported = system
-            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-            .map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
-        let cpuid = cpuid::filter(supported.as_slice());
+        let cpuid = Self::guest_cpuid(system)?;
         let vcpu = Vcpu::new(&vm)?;
         let table = cpuid::to_kvm(&cpuid)
             .map_err(|_| MachineError::Kvm("KVM_SET_CPUID2", kvm_ioctls::Error::new(libc::E2BIG)))?;
@@ -169,6 +166,17 @@ impl Machine {
         };
         boot::load(ram.memory(), vcpu.fd(), &image)?;
         Ok(Self { vcpu, vm, board, idle_read: None, cpuid, command_line, ram })
+    }
+
+    /// What CPUID shows every guest on this host.
+    ///
+    /// # Errors
+    /// When KVM does not say what it supports.
+    pub fn guest_cpuid(system: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, MachineError> {
+        let supported = system
+            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+            .map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
+        Ok(cpuid::filter(supported.as_slice()))
     }
 
     /// Guest memory.

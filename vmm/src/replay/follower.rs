@@ -127,7 +127,8 @@ where
         }))
     }
 
-    fn fetch(&mut self) -> Result<bool, FollowError<B::Error>> {
+    fn fetch(&mut self, run: &Run) -> Result<bool, FollowError<B::Error>> {
+        self.finish_batch(run)?;
         if !self.batches.advance().map_err(FollowError::Source)? {
             return Ok(false);
         }
@@ -139,9 +140,10 @@ where
         Ok(true)
     }
 
-    /// Compares the digest once the run stands at the batch's horizon.
-    fn compare(&mut self, run: &Run) -> Result<(), FollowError<B::Error>> {
-        if self.compared || run.point() != self.player.horizon() {
+    /// Compares the digest at the end of a batch. The run stands at its horizon, or idles right behind
+    /// it, which adds nothing to the digest.
+    fn finish_batch(&mut self, run: &Run) -> Result<(), FollowError<B::Error>> {
+        if self.compared {
             return Ok(());
         }
         self.compared = true;
@@ -149,7 +151,7 @@ where
         if expected != run.digest() {
             return Err(Self::diverged(run, Difference::Digest { expected, found: run.digest() }));
         }
-        self.batches.executed(run.point(), run.digest());
+        self.batches.executed(self.player.horizon(), run.digest());
         Ok(())
     }
 
@@ -182,7 +184,7 @@ where
                     None => {}
                 }
             }
-            if !self.fetch()? {
+            if !self.fetch(run)? {
                 return Ok(Next::Ended);
             }
         }
@@ -216,7 +218,6 @@ where
                 Next::Ended => return Ok(Flow::Leave),
             }
         }
-        self.compare(run)?;
         Ok(Flow::Continue)
     }
 
@@ -258,7 +259,7 @@ where
                     None => {}
                 }
             }
-            if !self.fetch()? {
+            if !self.fetch(run)? {
                 return Ok(Flow::Leave);
             }
         }

@@ -45,8 +45,10 @@ pub trait Log: Outputs {
     /// # Errors
     /// When the log cannot be written any more.
     fn commit(&mut self, batch: &Batch) -> Result<usize, Self::Error>;
-    /// The guest goes idle: what was held back for company may go out.
+    /// The guest goes idle, or nothing is logged: what was held back for company may go out.
     fn idle(&mut self) {}
+    /// Sees the run's numbers now and then, for status.
+    fn observe(&mut self, _run: &Run, _traffic: &Traffic) {}
     /// Sees each exit, for a log that keeps them.
     ///
     /// # Errors
@@ -74,6 +76,9 @@ impl Default for Pace {
     }
 }
 
+/// How often the numbers of a run are shown, in nanoseconds.
+const OBSERVE: u64 = 50_000_000;
+
 /// A guest without any exit is stopped after so many bounds even if nothing waits for it: the backup
 /// cannot follow further than the last point.
 const IDLE_BOUNDS: u64 = 20;
@@ -92,6 +97,8 @@ pub struct Recorder<I, L> {
     last_point: u64,
     /// Host time of the last commit, in nanoseconds.
     last_commit: u64,
+    /// Host time of the last observation, in nanoseconds.
+    last_observed: u64,
     /// Forced stops made.
     pub stops: StopCounts,
 }
@@ -112,6 +119,7 @@ where
             resets: ResetPolicy::new(now),
             last_point: now,
             last_commit: now,
+            last_observed: 0,
             stops: StopCounts::default(),
         }
     }
@@ -156,10 +164,15 @@ where
     /// # Errors
     /// When the log cannot be written.
     pub fn commit(&mut self, run: &Run) -> Result<(), L::Error> {
-        if self.log.enabled() && !(self.builder.is_empty_at(run.point()) && !self.log.waiting()) {
+        if self.has_news(run.point()) {
             self.commit_at(run, run.point())?;
         }
         Ok(())
+    }
+
+    /// Whether a batch up to `point` would say anything.
+    fn has_news(&self, point: u64) -> bool {
+        self.log.enabled() && (self.log.waiting() || !self.builder.is_empty_at(point))
     }
 
     /// Seals the log where a run that was left stands.
@@ -239,7 +252,7 @@ where
             return Ok(Flow::Leave);
         }
         // Points up to the exit that led here are complete; the end of the wait is not.
-        if self.log.enabled() && !(self.builder.is_empty_at(run.point() - 1) && !self.log.waiting()) {
+        if self.has_news(run.point() - 1) {
             self.commit_at(run, run.point() - 1)?;
         }
         self.log.idle();
@@ -257,10 +270,18 @@ where
     }
 
     fn entering(&mut self, run: &mut Run) -> Result<Flow, L::Error> {
-        if self.log.enabled()
-            && (self.log.urgent()
-                || self.last_point.saturating_sub(self.last_commit) >= self.pace.coalesce
-                || self.builder.must_seal(run.point()))
+        if self.last_point.saturating_sub(self.last_observed) >= OBSERVE {
+            self.last_observed = self.last_point;
+            self.log.observe(run, self.builder.traffic());
+        }
+        let urgent = self.log.urgent();
+        if !self.log.enabled() {
+            if urgent {
+                self.log.idle();
+            }
+        } else if urgent
+            || self.last_point.saturating_sub(self.last_commit) >= self.pace.coalesce
+            || self.builder.must_seal(run.point())
         {
             self.commit(run)?;
         }

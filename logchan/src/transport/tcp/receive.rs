@@ -24,6 +24,7 @@ const EVENTFD: types::Fixed = types::Fixed(1);
 const RECEIVE: u64 = 1;
 const WOKEN: u64 = 2;
 const REPLY: u64 = 3;
+const WATCHED: u64 = 4;
 
 const RECEIVING: &str = "receive from the peer";
 const REPLYING: &str = "reply to the peer";
@@ -53,6 +54,9 @@ struct Engine {
     end: usize,
     receiving: bool,
     listening: bool,
+    /// A descriptor of the caller's, and whether it is being polled.
+    watched: Option<OwnedFd>,
+    watching: bool,
     reply: Reply,
     /// Rings with a single issuer belong to the thread that enables them: the first that waits.
     enabled: bool,
@@ -85,6 +89,8 @@ impl Engine {
             end: 0,
             receiving: false,
             listening: false,
+            watched: None,
+            watching: false,
             reply: Reply::Idle,
             enabled,
             fault: None,
@@ -113,6 +119,13 @@ impl Engine {
             let entry = opcode::Read::new(EVENTFD, self.memory.at(WAKE_WORD), 8).build();
             push(&mut self.ring, &entry.user_data(WOKEN))?;
             self.listening = true;
+        }
+        if let Some(watched) = &self.watched
+            && !self.watching
+        {
+            let entry = opcode::PollAdd::new(types::Fd(watched.as_raw_fd()), libc::POLLIN as u32).build();
+            push(&mut self.ring, &entry.user_data(WATCHED))?;
+            self.watching = true;
         }
         if !self.receiving && self.fault.is_none() {
             if self.start == self.end {
@@ -158,6 +171,10 @@ impl Engine {
                 (WOKEN, _) => {
                     self.listening = false;
                     wake.woken |= result == 8;
+                }
+                (WATCHED, _) => {
+                    self.watching = false;
+                    wake.watched |= result > 0;
                 }
                 (REPLY, _) => unsent = Some(result),
                 _ => {}
@@ -277,8 +294,9 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        let replying = usize::from(matches!(self.reply, Reply::Waiting(_)));
-        let in_flight = usize::from(self.receiving) + usize::from(self.listening) + replying;
+        let replying = matches!(self.reply, Reply::Waiting(_));
+        let in_flight =
+            [self.receiving, self.listening, self.watching, replying].map(usize::from).iter().sum();
         if cancel_all(&mut self.ring, in_flight, |_| true) {
             // SAFETY: dropped once, here, and the kernel does not use them any more.
             unsafe {
@@ -325,6 +343,11 @@ macro_rules! receive_half {
 
             fn waker(&self) -> Waker {
                 self.0.waker.clone()
+            }
+
+            fn watch(&mut self, fd: OwnedFd) -> Result<(), TransportError> {
+                self.0.watched = Some(fd);
+                Ok(())
             }
         }
 

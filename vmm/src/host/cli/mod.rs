@@ -23,6 +23,9 @@ use self::args::{CheckArgs, Cli, Command, FailoverArgs, Overrides, StatusArgs, V
 use super::check;
 use super::config::Config;
 use super::control::{Client, Pretty};
+use super::pair::{self, PairEnded, PairError};
+use super::shutdown::Shutdown;
+use crate::role::action::HaltReason;
 
 /// Runs the command that the process was started with. Exit status: 0 done, 1 failed, 2 wrong command
 /// line, 3 divergence found.
@@ -46,14 +49,8 @@ fn dispatch(command: Command) -> anyhow::Result<Outcome> {
         Command::Run(args) => solo::run(&args),
         Command::Record(args) => solo::record(&args),
         Command::Replay(args) => solo::again(&args),
-        Command::Primary(args) => {
-            load(&args)?.pair()?;
-            not_built("primary")
-        }
-        Command::Backup(args) => {
-            load(&args)?.pair()?;
-            not_built("backup")
-        }
+        Command::Primary(args) => side(pair::primary(&load(&args)?, &Shutdown::on_signals()?)),
+        Command::Backup(args) => side(pair::backup(&load(&args)?, &Shutdown::on_signals()?)),
         Command::Demo(_) => not_built("demo"),
         Command::Check(args) => check(&args),
         Command::Status(args) => status(&args),
@@ -63,6 +60,30 @@ fn dispatch(command: Command) -> anyhow::Result<Outcome> {
         Command::Man { dir: Some(dir) } => pages::man_pages(&dir).map(|()| Outcome::Done),
         Command::Man { dir: None } => print(|out| pages::man(out)),
         Command::Probe { name } => print(|out| check::answer_probe(&name, out)),
+    }
+}
+
+/// How a side of a pair ended.
+fn side(ended: Result<PairEnded, PairError>) -> anyhow::Result<Outcome> {
+    let reason = match ended {
+        Ok(PairEnded::Halted(reason)) => reason,
+        Ok(PairEnded::Failed) => anyhow::bail!("the machine cannot go on here"),
+        Err(PairError::Cancelled) => return Ok(Outcome::Done),
+        Err(error) => return Err(error.into()),
+    };
+    match reason {
+        HaltReason::Ended | HaltReason::Left => Ok(Outcome::Done),
+        HaltReason::HandedOver { generation } => {
+            tracing::info!(generation, "handed over");
+            Ok(Outcome::Done)
+        }
+        HaltReason::Lost { generation } => {
+            anyhow::bail!("the other side has taken over (generation {generation}); this one stopped")
+        }
+        HaltReason::Refused { generation, claimed } => anyhow::bail!(
+            "generation {claimed} is claimed already, so generation {generation} must not start: the VM may run on \
+             the other host. If it runs nowhere, `tandem arbiter init --overwrite` lets it start again"
+        ),
     }
 }
 

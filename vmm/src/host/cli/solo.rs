@@ -54,7 +54,8 @@ impl fmt::Display for Ending<'_> {
             None => "stopped as asked",
         };
         writeln!(f, "{how} after {} points", self.0.points)?;
-        let exits: Vec<_> = self.0.exits.iter().filter(|e| e.1 > 0).map(|(k, n)| format!("{k} {n}")).collect();
+        let exits: Vec<_> =
+            self.0.exits.iter().filter(|e| e.1 > 0).map(|(k, n)| format!("{k} {n}")).collect();
         writeln!(f, "exits: {}", exits.join(", "))
     }
 }
@@ -100,7 +101,9 @@ impl fmt::Display for Verdict<'_> {
             writeln!(f, "the recording was cut off; it was replayed as far as it goes")?;
         }
         match (verify, replayed.end_compared) {
-            (false, _) => writeln!(f, "replayed; every digest in the log was equal (--verify compares every exit)"),
+            (false, _) => {
+                writeln!(f, "replayed; every digest in the log was equal (--verify compares every exit)")
+            }
             (true, true) => writeln!(
                 f,
                 "verified: {} exits, all registers at each, and devices and memory at the end are equal",

@@ -1,0 +1,207 @@
+//! Outputs that wait for the log.
+//!
+//! The vCPU thread puts each output into a ring with the number of the log frame that it waits for; the
+//! side thread takes them out, in order, as the gate allows.
+
+use std::sync::Arc;
+
+use hdrhistogram::Histogram;
+use tandem_logchan::ring::{self, Consumer, Producer};
+
+use crate::host::io::disk::Disks;
+use crate::host::io::terminal::Terminal;
+use crate::host::run::open_outputs::report;
+use crate::host::tap::Tap;
+use crate::machine::output::{DiskOp, DiskRequest, Notice};
+use crate::role::Moment;
+
+/// Bytes before each output's payload in the ring.
+const HEADER: usize = 40;
+
+/// Bytes of packets that may wait; beyond that they are lost, as in any network card.
+const PACKET_ROOM: usize = 8 << 20;
+
+/// Room for one disk's requests in flight (8 MiB at most), twice over for what the ring skips at its end.
+const DISK_ROOM: usize = 16 << 20;
+
+mod kind {
+    pub(super) const PACKET: u8 = 1;
+    pub(super) const TERMINAL: u8 = 2;
+    pub(super) const READ: u8 = 3;
+    pub(super) const WRITE: u8 = 4;
+    pub(super) const FLUSH: u8 = 5;
+}
+
+/// The vCPU thread's end.
+#[derive(Debug)]
+pub(super) struct GateSender {
+    ring: Producer,
+    /// Terminal bytes that wait for company.
+    typed: Vec<u8>,
+    /// Packets lost for want of room.
+    lost: u64,
+}
+
+/// The side thread's end.
+#[derive(Debug)]
+pub(super) struct GateReceiver {
+    ring: Consumer,
+}
+
+/// One output, at the front of the queue.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held<'a> {
+    /// The log frame that it waits for.
+    pub(super) sequence: u64,
+    /// When it was made.
+    pub(super) made: Moment,
+    kind: u8,
+    device: u8,
+    tag: u64,
+    offset: u64,
+    len: u32,
+    data: &'a [u8],
+}
+
+/// A gate for a machine with so many disks.
+pub(super) fn gate(disks: usize) -> (GateSender, GateReceiver) {
+    let (producer, consumer) = ring::ring(2 * PACKET_ROOM + disks * DISK_ROOM);
+    (GateSender { ring: producer, typed: Vec::with_capacity(4096), lost: 0 }, GateReceiver { ring: consumer })
+}
+
+impl GateSender {
+    fn put(&mut self, head: (u8, u8, u32), place: (u64, u64), wait: (u64, Moment), data: &[u8]) -> bool {
+        let Ok(slot) = self.ring.try_reserve(HEADER + data.len()) else { return false };
+        let (kind, device, len) = head;
+        slot[0] = kind;
+        slot[1] = device;
+        slot[4..8].copy_from_slice(&len.to_le_bytes());
+        slot[8..16].copy_from_slice(&wait.0.to_le_bytes());
+        slot[16..24].copy_from_slice(&wait.1.as_nanos().to_le_bytes());
+        slot[24..32].copy_from_slice(&place.0.to_le_bytes());
+        slot[32..40].copy_from_slice(&place.1.to_le_bytes());
+        slot[HEADER..].copy_from_slice(data);
+        self.ring.commit(HEADER + data.len())
+    }
+
+    /// A packet that waits for log frame `sequence`.
+    pub(super) fn packet(&mut self, nic: u8, frame: &[u8], sequence: u64, made: Moment) {
+        let room = self.ring.used() + frame.len() <= PACKET_ROOM;
+        if !room || !self.put((kind::PACKET, nic, 0), (0, 0), (sequence, made), frame) {
+            if self.lost == 0 {
+                tracing::warn!("more packets wait for the backup than there is room for; some are lost");
+            }
+            self.lost += 1;
+        }
+    }
+
+    /// A disk request that waits for log frame `sequence`.
+    pub(super) fn disk(&mut self, request: &DiskRequest<'_>, sequence: u64, made: Moment) {
+        let wait = (sequence, made);
+        let put = match request.op {
+            DiskOp::Read { offset, len } => {
+                self.put((kind::READ, request.disk, len), (request.tag, offset), wait, &[])
+            }
+            DiskOp::Write { offset, data } => {
+                let len = data.len() as u32;
+                self.put((kind::WRITE, request.disk, len), (request.tag, offset), wait, data)
+            }
+            DiskOp::Flush => self.put((kind::FLUSH, request.disk, 0), (request.tag, 0), wait, &[]),
+        };
+        if !put {
+            tracing::error!(disk = request.disk, tag = request.tag, "no room for a disk request");
+        }
+    }
+
+    /// Terminal bytes; they go out with the next [`GateSender::seal`].
+    pub(super) fn terminal(&mut self, bytes: &[u8]) {
+        if self.typed.len() < 1 << 20 {
+            self.typed.extend_from_slice(bytes);
+        }
+    }
+
+    /// Whether terminal bytes wait for company.
+    pub(super) fn has_typed(&self) -> bool {
+        !self.typed.is_empty()
+    }
+
+    /// Puts the terminal bytes into the queue, to wait for log frame `sequence`.
+    pub(super) fn seal(&mut self, sequence: u64, made: Moment) {
+        if !self.typed.is_empty() {
+            let typed = std::mem::take(&mut self.typed);
+            if !self.put((kind::TERMINAL, 0, 0), (0, 0), (sequence, made), &typed) {
+                tracing::warn!(bytes = typed.len(), "terminal output was lost");
+            }
+            self.typed = typed;
+            self.typed.clear();
+        }
+    }
+}
+
+impl GateReceiver {
+    /// The oldest output.
+    pub(super) fn front(&mut self) -> Option<Held<'_>> {
+        let (header, data) = self.ring.front()?.split_first_chunk::<HEADER>()?;
+        let word = |at: usize| header[at..at + 8].iter().rev().fold(0u64, |w, b| w << 8 | u64::from(*b));
+        Some(Held {
+            kind: header[0],
+            device: header[1],
+            len: word(0).to_le_bytes()[4..].iter().rev().fold(0u32, |w, b| w << 8 | u32::from(*b)),
+            sequence: word(8),
+            made: Moment::from_nanos(word(16)),
+            tag: word(24),
+            offset: word(32),
+            data,
+        })
+    }
+
+    /// Drops the oldest output: it has left.
+    pub(super) fn take(&mut self) {
+        // The sender never sleeps for room.
+        let _ = self.ring.release();
+    }
+}
+
+/// Where outputs leave the host.
+#[derive(Debug)]
+pub(super) struct Exits {
+    pub(super) taps: Vec<Arc<Tap>>,
+    /// None on a backup.
+    pub(super) disks: Option<Disks>,
+    pub(super) terminal: Terminal,
+    /// From an output's making to its leaving, in nanoseconds.
+    pub(super) delay: Histogram<u64>,
+}
+
+impl Exits {
+    /// Lets one output out.
+    pub(super) fn send(&mut self, held: &Held<'_>, now: Moment) {
+        let request = |op| DiskRequest { disk: held.device, tag: held.tag, op };
+        match held.kind {
+            kind::PACKET => {
+                if let Some(tap) = self.taps.get(usize::from(held.device))
+                    && let Err(error) = tap.write_frame(held.data)
+                {
+                    tracing::debug!(%error, "a packet was lost");
+                }
+            }
+            kind::TERMINAL => self.terminal.write(held.data),
+            kind::READ => self.issue(&request(DiskOp::Read { offset: held.offset, len: held.len })),
+            kind::WRITE => self.issue(&request(DiskOp::Write { offset: held.offset, data: held.data })),
+            _ => self.issue(&request(DiskOp::Flush)),
+        }
+        self.delay.saturating_record(now.since(held.made));
+    }
+
+    /// Issues a disk request.
+    pub(super) fn issue(&mut self, request: &DiskRequest<'_>) {
+        if !self.disks.as_mut().is_some_and(|disks| disks.issue(request)) {
+            tracing::error!(disk = request.disk, tag = request.tag, "a disk request could not be issued");
+        }
+    }
+}
+
+/// Tells the operator what the guest did.
+pub(super) fn notice(notice: Notice) {
+    report(notice);
+}

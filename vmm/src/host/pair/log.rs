@@ -1,0 +1,191 @@
+//! The log of a primary, and the outputs that depend on it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tandem_logchan::frame::{Flags, HEADER_LEN, Kind};
+use tandem_logchan::primary::{AppendError, LogSender};
+use tandem_logchan::transport::SendHalf;
+
+use super::gated::{GateSender, notice};
+use super::lead::counters;
+use super::shared::{Order, Shared, VcpuCounters, lock};
+use super::{PairError, side};
+use crate::machine::output::{DiskRequest, Notice, Outputs};
+use crate::replay::batch::{Batch, Traffic};
+use crate::replay::recorder::Log;
+use crate::replay::run::Run;
+
+/// How long to wait for room in a full log before looking at the orders again.
+const FULL_PAUSE: Duration = Duration::from_millis(1);
+
+/// The longest pause at a time that slows a primary whose backup lags.
+const LONGEST_PAUSE: Duration = Duration::from_millis(5);
+
+/// The log of a machine that leads: sent to a backup, or none once it is alone.
+pub(super) struct PairLog {
+    pub(super) gate: GateSender,
+    sender: Option<LogSender<Box<dyn SendHalf>>>,
+    shared: Arc<Shared>,
+    /// Outputs that somebody waits for were made since the last commit.
+    urgent: bool,
+    /// When the last batch was committed, in nanoseconds of this side's clock.
+    last: u64,
+}
+
+impl PairLog {
+    pub(super) fn new(
+        gate: GateSender,
+        sender: Option<LogSender<Box<dyn SendHalf>>>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self { gate, sender, shared, urgent: false, last: side::now().as_nanos() }
+    }
+
+    /// The frame that outputs made now wait for: the next one. Alone, they wait for none.
+    fn next_sequence(&self) -> u64 {
+        self.sender.as_ref().map_or(0, |sender| sender.sent() + 1)
+    }
+
+    /// Number of the last frame sent.
+    pub(super) fn sent(&self) -> u64 {
+        self.sender.as_ref().map_or(0, LogSender::sent)
+    }
+
+    /// Sends a payload that is no batch, ahead of the log.
+    pub(super) fn send_state(&mut self, payload: &[u8]) -> Result<(), PairError> {
+        if let Some(sender) = &mut self.sender {
+            let sent = sender.append_bytes(Kind::State, Flags::OUTPUT, side::now().as_nanos(), payload);
+            if let Err(AppendError::Loss(loss)) = sent {
+                return Err(loss.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// From now on there is no backup.
+    pub(super) fn go_alone(&mut self) {
+        self.sender = None;
+        self.gate.seal(0, side::now());
+        self.shared.wake_side();
+    }
+
+    /// Slows the guest a little when the backup lags.
+    fn pause(&mut self) {
+        let level = u64::from(self.shared.throttle.load(Ordering::Relaxed).min(99));
+        let now = side::now().as_nanos();
+        if level > 0 {
+            // A share of `level` per cent of the time, from the time that the guest had.
+            let pause = Duration::from_nanos(now.saturating_sub(self.last) * level / (100 - level));
+            std::thread::sleep(pause.min(LONGEST_PAUSE));
+        }
+        self.last = side::now().as_nanos();
+    }
+
+    /// The channel is lost: the guest stands still until the arbiter has spoken.
+    fn wait_for_verdict(&mut self) {
+        if self.shared.wait_for_other(&[Order::Run, Order::Stop, Order::Wait]) == Order::Alone {
+            self.go_alone();
+        }
+        // Otherwise it is Halt, which makes the loop leave.
+    }
+}
+
+impl Outputs for PairLog {
+    fn packet(&mut self, nic: u8, frame: &[u8]) {
+        self.gate.packet(nic, frame, self.next_sequence(), side::now());
+        self.urgent = true;
+    }
+
+    fn disk(&mut self, request: DiskRequest<'_>) {
+        self.gate.disk(&request, self.next_sequence(), side::now());
+        self.urgent = true;
+    }
+
+    fn serial(&mut self, byte: u8) {
+        self.gate.terminal(&[byte]);
+    }
+
+    fn console(&mut self, bytes: &[u8]) {
+        self.gate.terminal(bytes);
+    }
+
+    fn notice(&mut self, event: Notice) {
+        notice(event);
+    }
+}
+
+impl Log for PairLog {
+    type Error = PairError;
+
+    fn enabled(&self) -> bool {
+        self.sender.is_some()
+    }
+
+    fn urgent(&self) -> bool {
+        self.urgent
+    }
+
+    fn waiting(&self) -> bool {
+        self.urgent || self.gate.has_typed()
+    }
+
+    fn commit(&mut self, batch: &Batch) -> Result<usize, PairError> {
+        self.gate.seal(self.next_sequence(), side::now());
+        self.urgent = false;
+        loop {
+            let Some(sender) = &mut self.sender else { return Ok(0) };
+            let seen = sender.acks().news().look();
+            match sender.append(Kind::Batch, Flags::OUTPUT, side::now().as_nanos(), batch) {
+                Ok(sent) => {
+                    self.shared.sent.store(sent, Ordering::Relaxed);
+                    self.shared.log_full.store(false, Ordering::Relaxed);
+                    self.pause();
+                    return Ok(HEADER_LEN);
+                }
+                Err(AppendError::Full { .. }) => {
+                    self.shared.log_full.store(true, Ordering::Relaxed);
+                    sender.acks().news().wait(seen, Some(FULL_PAUSE));
+                    // What is queued goes out as the network takes it; errors show at the next append.
+                    let _ = sender.flush();
+                    match self.shared.order() {
+                        Order::Alone => self.go_alone(),
+                        Order::Halt => return Ok(0),
+                        _ => {}
+                    }
+                }
+                Err(AppendError::Loss(loss)) => {
+                    tracing::debug!(%loss, "the log cannot be sent");
+                    self.wait_for_verdict();
+                    return Ok(0);
+                }
+                Err(AppendError::Encode(error)) => {
+                    tracing::error!(%error, "a batch cannot be logged");
+                    self.wait_for_verdict();
+                    return Ok(0);
+                }
+            }
+        }
+    }
+
+    fn observe(&mut self, run: &Run, traffic: &Traffic) {
+        publish(&self.shared, counters(run, *traffic));
+    }
+
+    fn idle(&mut self) {
+        if self.sender.is_some() && self.shared.order() == Order::Alone {
+            self.go_alone();
+        }
+        if self.sender.is_none() && (self.urgent || self.gate.has_typed()) {
+            self.gate.seal(0, side::now());
+            self.urgent = false;
+            self.shared.wake_side();
+        }
+    }
+}
+
+/// Publishes the vCPU thread's numbers for status.
+pub(super) fn publish(shared: &Shared, counters: VcpuCounters) {
+    *lock(&shared.counters) = counters;
+}

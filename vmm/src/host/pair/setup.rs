@@ -1,0 +1,455 @@
+//! Setting up a side: sockets, handshake, threads.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use kvm_ioctls::Kvm;
+use tandem_arbiter::{Side as ArbiterSide, Token};
+use tandem_logchan::ack::AckState;
+use tandem_logchan::backup::pair as receiving;
+use tandem_logchan::codec::SchemaDigest;
+use tandem_logchan::handshake::{self, Agreed, Hello, Identity, PreSharedKey, Side as ChannelSide};
+use tandem_logchan::primary::{AckReceiver, LogSender};
+use tandem_logchan::transport::sealed::{SealedDuplex, SealedReceive, SealedSend};
+use tandem_logchan::transport::tcp::{self, TcpConfig};
+use tandem_logchan::transport::{Duplex, ReceiveHalf, SendHalf};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::beacon::Beacon;
+use super::claims::Claims;
+use super::follow::{Following, follow};
+use super::gated::{Exits, gate};
+use super::lead::lead;
+use super::log::PairLog;
+use super::shared::{News, Order, Shared};
+use super::side::{self, Channel, SideThread};
+use super::status::{self, Board};
+use super::{FIRST_GENERATION, PairEnded, PairError, host};
+use crate::host::config::{Config, PairConfig, SerialInput, read_key};
+use crate::host::control::{Role, Server};
+use crate::host::guest::{BootFacts, Guest};
+use crate::host::io::disk::Disks;
+use crate::host::io::feed::Feed;
+use crate::host::io::terminal::Terminal;
+use crate::host::run::solo::{open_taps, pace};
+use crate::host::shutdown::Shutdown;
+use crate::host::vcpu::clock::HostClock;
+use crate::host::vcpu::inputs::{HostInputs, InputSource, inputs};
+use crate::machine::cpu::cpuid::identity_bytes;
+use crate::machine::time::VirtualTime;
+use crate::machine::vm::Machine;
+use crate::replay::batch::SCHEMA;
+use crate::replay::run::Run;
+use crate::role::action::Actions;
+use crate::role::event::Event;
+use crate::role::side::Start;
+use crate::role::{Side, Timing};
+
+/// Patience with a peer that shakes hands.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// Between two attempts to reach the backup.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Outputs that may be bound at the gate.
+const GATE: usize = 1024;
+
+/// Room for inputs on their way, per source, in bytes.
+const INPUT_RING: usize = 4 << 20;
+
+/// What both sides begin with.
+struct Parts {
+    guest: Guest,
+    system: Kvm,
+    key: PreSharedKey,
+    identity: Identity,
+    timing: Timing,
+    claims: Claims,
+    claimed: u64,
+}
+
+fn parts(config: &Config, pair: &PairConfig, side: ArbiterSide) -> Result<Parts, PairError> {
+    let timing = timing(pair);
+    timing.validate()?;
+    let key = PreSharedKey::new(*read_key(&pair.key)?);
+    let guest = Guest::load(config)?;
+    let system = Kvm::new().map_err(PairError::Kvm)?;
+    let cpuid = Machine::guest_cpuid(&system)?;
+    let identity = guest
+        .identity(&identity_bytes(&cpuid))
+        .into_iter()
+        .fold(Identity::builder(), |builder, part| {
+            builder.part(part.name, &part.text, &part.digest.to_le_bytes())
+        })
+        .part("name", &config.name, config.name.as_bytes())
+        .build();
+    let token = Token(BootFacts::draw()?.seed[..16].try_into().unwrap_or_default());
+    let (claims, claimed) = Claims::open(pair.arbiter.clone(), config.vm_id(), side, token)?;
+    Ok(Parts { guest, system, key, identity, timing, claims, claimed })
+}
+
+fn timing(pair: &PairConfig) -> Timing {
+    Timing {
+        heartbeat: pair.heartbeat.as_nanos() as u64,
+        missed: pair.missed,
+        early: Timing::default().early.min(pair.missed.saturating_sub(1)).max(1),
+        lag_bound: pair.lag_bound.as_nanos() as u64,
+        ..Timing::default()
+    }
+}
+
+fn hello(side: ChannelSide, pair: &PairConfig, identity: &Identity) -> Hello {
+    Hello {
+        side,
+        generation: FIRST_GENERATION,
+        encrypt: pair.encrypt,
+        schema: SchemaDigest::of(SCHEMA),
+        identity: identity.clone(),
+    }
+}
+
+fn tcp_config(pair: &PairConfig) -> TcpConfig {
+    TcpConfig { send_buffer: pair.log_buffer as usize, ..TcpConfig::default() }
+}
+
+/// The wiring between the two threads of a side.
+struct Wiring {
+    shared: Arc<Shared>,
+    inputs: HostInputs,
+    feed: InputSource,
+    completions: InputSource,
+    wake: Arc<EventFd>,
+    hand_over: Arc<AtomicBool>,
+}
+
+fn wiring() -> Result<Wiring, PairError> {
+    let clock = HostClock::continuing(VirtualTime::ZERO);
+    let (inputs, [feed, completions]) = inputs::<2>(clock, INPUT_RING);
+    let shared = Arc::new(Shared::new(inputs.bell()));
+    let wake = Arc::new(EventFd::new(EFD_NONBLOCK).map_err(host("make an eventfd"))?);
+    let waker = Arc::clone(&wake);
+    shared.set_waker(Box::new(move || {
+        // The count cannot overflow.
+        let _ = waker.write(1);
+    }));
+    Ok(Wiring { shared, inputs, feed, completions, wake, hand_over: Arc::new(AtomicBool::new(false)) })
+}
+
+fn exits(config: &Config) -> Result<Exits, PairError> {
+    Ok(Exits {
+        taps: open_taps(config)?,
+        disks: None,
+        terminal: Terminal::open(&config.serial.output).map_err(host("open the serial line's output"))?,
+        // Up to a minute; longer waits count as that.
+        delay: Histogram::new_with_max(60_000_000_000, 3)
+            .map_err(|_| host("make a histogram")(std::io::ErrorKind::Other.into()))?,
+    })
+}
+
+/// Runs a primary until it ends.
+///
+/// # Errors
+/// What it came upon.
+pub fn primary(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairError> {
+    let pair = config.pair()?;
+    let parts = parts(config, pair, ArbiterSide::Primary)?;
+    let facts = BootFacts::draw()?;
+    let machine = Machine::new(&parts.system, &parts.guest.machine(&facts, true))?;
+    let mut exits = exits(config)?;
+    let wiring = wiring()?;
+    exits.disks = Some(Disks::start(&config.disks, wiring.completions)?);
+
+    tracing::info!(backup = %pair.listen, "waiting for the backup");
+    let (stream, agreed) = connect(pair, &parts, shutdown)?;
+    tracing::info!(backup = %pair.listen, generation = agreed.generation, "paired");
+
+    let acks = Arc::new(AckState::new());
+    let (sender, receiver) = primary_halves(stream, &agreed, &tcp_config(pair))?;
+    let sender = LogSender::new(sender, agreed.generation, Arc::clone(&acks));
+    let receiver = AckReceiver::new(receiver, agreed.generation, Arc::clone(&acks));
+
+    let start = Start { generation: agreed.generation, claimed: Some(parts.claimed), alone: false };
+    let (mut side, actions) = Side::primary(parts.timing, GATE, start)?;
+    let mut actions = open_generation(&mut side, actions, &parts.claims);
+    let beacon = open_beacon(pair, ChannelSide::Primary, &parts)?;
+
+    let (gate_sender, gate_receiver) = gate(config.disks.len());
+    let mut log = PairLog::new(gate_sender, Some(sender), Arc::clone(&wiring.shared));
+    log.send_state(&facts.encode())?;
+    if side.state() == crate::role::side::State::Joining {
+        actions = side.on(side::now(), Event::Joined);
+    }
+
+    let shared = Arc::clone(&wiring.shared);
+    let (inputs, pace) = (wiring.inputs, pace(config));
+    let vcpu = spawn_vcpu(&shared, move |shared| {
+        if shared.wait_for_other(&[Order::Wait]) == Order::Halt {
+            return Ok(());
+        }
+        let mut run = Run::new(machine);
+        let mut inputs = inputs;
+        inputs.set_clock(HostClock::continuing(VirtualTime::ZERO));
+        lead(&mut run, inputs, log, pace, shared)
+    })?;
+
+    let first = status::first(&config.name, Role::Joining, pair.listen.to_string());
+    let board = Arc::new(Board::new(
+        first,
+        Arc::clone(&shared),
+        (None, Some(Arc::clone(&acks))),
+        Arc::clone(&wiring.hand_over),
+        Arc::clone(&wiring.wake),
+        parts.timing.silence(),
+    ));
+    let _server = serve(config, &board)?;
+    let feed = Feed::new(exits.taps.clone(), config.serial.input == SerialInput::Stdin, wiring.feed);
+    let thread = SideThread {
+        side,
+        channel: Channel::Acks(receiver),
+        generation: agreed.generation,
+        acks: Some(acks),
+        shared: Arc::clone(&shared),
+        beacon,
+        claims: parts.claims,
+        feed,
+        gate: gate_receiver,
+        exits,
+        disks: Vec::new(),
+        completions: None,
+        macs: config.nets.iter().map(|net| net.mac).collect(),
+        board,
+        shutdown: shutdown.clone(),
+        wake: wiring.wake,
+        hand_over: wiring.hand_over,
+    };
+    finish(side::run(thread, &actions), &shared, vcpu)
+}
+
+/// Runs a backup until it ends.
+///
+/// # Errors
+/// What it came upon.
+pub fn backup(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairError> {
+    let pair = config.pair()?;
+    let parts = parts(config, pair, ArbiterSide::Backup)?;
+    let exits = exits(config)?;
+    let wiring = wiring()?;
+    let listener = TcpListener::bind(pair.listen).map_err(host("listen on [pair] listen"))?;
+
+    tracing::info!(listen = %pair.listen, "waiting for the primary");
+    let (stream, agreed, peer) = accept(&listener, pair, &parts, shutdown)?;
+    tracing::info!(primary = %peer, generation = agreed.generation, "paired");
+    drop(listener);
+    let beacon = open_beacon(pair, ChannelSide::Backup, &parts)?;
+
+    let duplex: Box<dyn Duplex> = {
+        let duplex = tcp::backup(stream, &tcp_config(pair))?;
+        match agreed.session {
+            Some(session) => Box::new(SealedDuplex::new(duplex, session)),
+            None => Box::new(duplex),
+        }
+    };
+    let (mut receiver, reader) = receiving(duplex, agreed.generation, pair.log_buffer as usize);
+    let progress = Arc::clone(reader.progress());
+    let (gate_sender, gate_receiver) = gate(config.disks.len());
+    // The primary is welcome when its log begins: until then it may still be asking the arbiter.
+    while receiver.received() == 0 {
+        receiver.poll(Some(RETRY))?;
+        if shutdown.requested() {
+            return Err(PairError::Cancelled);
+        }
+    }
+    let mut side = Side::backup(parts.timing, GATE, Some(parts.claimed))?;
+    let actions = side.on(side::now(), Event::Welcomed { generation: agreed.generation });
+
+    let following = Following {
+        guest: parts.guest,
+        system: parts.system,
+        reader,
+        inputs: wiring.inputs,
+        gate: gate_sender,
+        pace: pace(config),
+        shared: Arc::clone(&wiring.shared),
+    };
+    let shared = Arc::clone(&wiring.shared);
+    let vcpu = spawn_vcpu(&shared, move |_| follow(following))?;
+
+    let first = status::first(&config.name, Role::Backup, peer.to_string());
+    let board = Arc::new(Board::new(
+        first,
+        Arc::clone(&shared),
+        (Some(progress), None),
+        Arc::clone(&wiring.hand_over),
+        Arc::clone(&wiring.wake),
+        parts.timing.silence(),
+    ));
+    let _server = serve(config, &board)?;
+    let feed = Feed::new(exits.taps.clone(), config.serial.input == SerialInput::Stdin, wiring.feed);
+    let thread = SideThread {
+        side,
+        channel: Channel::Log(receiver),
+        generation: agreed.generation,
+        acks: None,
+        shared: Arc::clone(&shared),
+        beacon,
+        claims: parts.claims,
+        feed,
+        gate: gate_receiver,
+        exits,
+        disks: config.disks.clone(),
+        completions: Some(wiring.completions),
+        macs: config.nets.iter().map(|net| net.mac).collect(),
+        board,
+        shutdown: shutdown.clone(),
+        wake: wiring.wake,
+        hand_over: wiring.hand_over,
+    };
+    finish(side::run(thread, &actions), &shared, vcpu)
+}
+
+type Halves = (Box<dyn SendHalf>, Box<dyn ReceiveHalf>);
+
+fn primary_halves(stream: TcpStream, agreed: &Agreed, config: &TcpConfig) -> Result<Halves, PairError> {
+    let (send, receive) = tcp::primary(stream, config)?;
+    Ok(match &agreed.session {
+        Some(session) => (
+            Box::new(SealedSend::new(send, session.clone())),
+            Box::new(SealedReceive::new(receive, session.clone())),
+        ),
+        None => (Box::new(send), Box::new(receive)),
+    })
+}
+
+fn open_beacon(pair: &PairConfig, side: ChannelSide, parts: &Parts) -> Result<Beacon, PairError> {
+    let (own, peer) = match side {
+        ChannelSide::Primary => (pair.primary, pair.listen),
+        ChannelSide::Backup => (pair.listen, pair.primary),
+    };
+    Beacon::open(own, peer, side, parts.identity.short(), &parts.key)
+        .map_err(host("open the heartbeats' socket"))
+}
+
+/// The primary claims its generation before it starts the guest.
+fn open_generation(side: &mut Side, actions: Actions, claims: &Claims) -> Actions {
+    use crate::role::action::Action;
+    let mut actions = actions;
+    loop {
+        let Some(generation) = actions.iter().find_map(|action| match action {
+            Action::Claim { generation } => Some(generation),
+            _ => None,
+        }) else {
+            if side.state() != crate::role::side::State::Arbitrating {
+                return actions;
+            }
+            std::thread::sleep(RETRY);
+            actions = side.on(side::now(), Event::Tick);
+            continue;
+        };
+        let waiter = std::thread::current();
+        claims.ask(generation, move || waiter.unpark());
+        let (generation, verdict) = loop {
+            if let Some(answer) = claims.answer() {
+                break answer;
+            }
+            std::thread::park_timeout(RETRY);
+        };
+        actions = side.on(side::now(), Event::Verdict { generation, verdict });
+    }
+}
+
+fn connect(pair: &PairConfig, parts: &Parts, shutdown: &Shutdown) -> Result<(TcpStream, Agreed), PairError> {
+    loop {
+        if shutdown.requested() {
+            return Err(PairError::Cancelled);
+        }
+        match tcp::connect(pair.listen, RETRY) {
+            Ok(mut stream) => {
+                let hello = hello(ChannelSide::Primary, pair, &parts.identity);
+                return match handshake::run(&mut stream, hello, &parts.key, HANDSHAKE) {
+                    Ok(agreed) => Ok((stream, agreed)),
+                    Err(source) => Err(PairError::Handshake { peer: pair.listen.to_string(), source }),
+                };
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the backup is not there yet");
+                let _ = shutdown.wait(RETRY);
+            }
+        }
+    }
+}
+
+fn accept(
+    listener: &TcpListener,
+    pair: &PairConfig,
+    parts: &Parts,
+    shutdown: &Shutdown,
+) -> Result<(TcpStream, Agreed, SocketAddr), PairError> {
+    loop {
+        let mut polls = [listener.as_raw_fd(), shutdown.as_raw_fd()].map(|fd| libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        });
+        // SAFETY: two valid entries.
+        unsafe { libc::poll(polls.as_mut_ptr(), 2, -1) };
+        if shutdown.requested() {
+            return Err(PairError::Cancelled);
+        }
+        if polls[0].revents == 0 {
+            continue;
+        }
+        let (mut stream, peer) = listener.accept().map_err(host("accept the primary"))?;
+        let hello = hello(ChannelSide::Backup, pair, &parts.identity);
+        match handshake::run(&mut stream, hello, &parts.key, HANDSHAKE) {
+            Ok(agreed) => return Ok((stream, agreed, peer)),
+            // Anybody can connect; the right primary may still come.
+            Err(error) => tracing::warn!(%peer, %error, "a peer was refused"),
+        }
+    }
+}
+
+fn serve(config: &Config, board: &Arc<Board>) -> Result<Option<Server>, PairError> {
+    Ok(match &config.control_socket {
+        Some(path) => Some(Server::start(path, Arc::clone(board) as Arc<_>)?),
+        None => None,
+    })
+}
+
+type Vcpu = JoinHandle<Result<(), PairError>>;
+
+fn spawn_vcpu(
+    shared: &Arc<Shared>,
+    work: impl FnOnce(&Arc<Shared>) -> Result<(), PairError> + Send + 'static,
+) -> Result<Vcpu, PairError> {
+    let shared = Arc::clone(shared);
+    std::thread::Builder::new()
+        .name("tandem-vcpu".to_owned())
+        .spawn(move || {
+            let result = work(&shared);
+            if let Err(error) = &result {
+                tracing::error!(%error, "the machine cannot go on");
+                shared.tell(News::Failed);
+            }
+            result
+        })
+        .map_err(host("start the vCPU thread"))
+}
+
+/// Ends the vCPU thread, and says how it all ended.
+fn finish(
+    ended: Result<PairEnded, PairError>,
+    shared: &Arc<Shared>,
+    vcpu: Vcpu,
+) -> Result<PairEnded, PairError> {
+    shared.give(Order::Halt);
+    // A panic has been reported; the side's own end says more.
+    if let Ok(Err(error)) = vcpu.join() {
+        return Err(error);
+    }
+    ended
+}

@@ -1,0 +1,499 @@
+//! The side thread: the protocol, and everything that waits.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tandem_logchan::ack::{AckFlags, AckState};
+use tandem_logchan::backup::LogReceiver;
+use tandem_logchan::loss::Loss;
+use tandem_logchan::primary::AckReceiver;
+use tandem_logchan::transport::{Duplex, ReceiveHalf, TransportError};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::beacon::Beacon;
+use super::claims::Claims;
+use super::gated::{Exits, GateReceiver};
+use super::shared::{News, Order, Shared};
+use super::status::Board;
+use super::{PairEnded, PairError, host};
+use crate::host::config::DiskConfig;
+use crate::host::config::MacAddress;
+use crate::host::io::disk::Disks;
+use crate::host::io::feed::{Fed, Feed};
+use crate::host::io::pump::Epoll;
+use crate::host::priority::run_ahead;
+use crate::host::shutdown::Shutdown;
+use crate::host::tap::{LONGEST_FRAME, rarp_announcement};
+use crate::host::vcpu::inputs::InputSource;
+use crate::role::action::{Action, Actions, HaltReason, Report};
+use crate::role::event::{Ack, Batch, ChannelLoss, Event};
+use crate::role::side::State;
+use crate::role::{Moment, Side};
+
+/// The longest sleep: the protocol's own deadlines are shorter while there is a peer.
+const LONGEST_SLEEP: Duration = Duration::from_millis(10);
+
+/// How many times a side that goes live announces its addresses.
+const ANNOUNCEMENTS: usize = 3;
+
+/// How long to leave a full input ring alone.
+const FULL_PAUSE: Duration = Duration::from_micros(100);
+
+const BEACON: u64 = 1 << 32;
+const WAKE: u64 = BEACON + 1;
+const SHUTDOWN: u64 = BEACON + 2;
+
+/// The local clock: goes on while the process is stopped and while the host sleeps.
+pub(super) fn now() -> Moment {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure is valid for the call, which cannot fail for this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    Moment::from_nanos(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+}
+
+/// This side's end of the log channel.
+pub(super) enum Channel {
+    /// A primary hears acks.
+    Acks(AckReceiver<Box<dyn ReceiveHalf>>),
+    /// A backup hears the log.
+    Log(LogReceiver<Box<dyn Duplex>>),
+    /// It is over.
+    Closed,
+}
+
+/// Everything that the side thread owns.
+pub(super) struct SideThread {
+    pub(super) side: Side,
+    pub(super) channel: Channel,
+    /// The generation of the channel.
+    pub(super) generation: u64,
+    pub(super) acks: Option<Arc<AckState>>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) beacon: Beacon,
+    pub(super) claims: Claims,
+    pub(super) feed: Feed,
+    pub(super) gate: GateReceiver,
+    pub(super) exits: Exits,
+    /// For a backup that goes live.
+    pub(super) disks: Vec<DiskConfig>,
+    pub(super) completions: Option<InputSource>,
+    pub(super) macs: Vec<MacAddress>,
+    pub(super) board: Arc<Board>,
+    pub(super) shutdown: Shutdown,
+    pub(super) wake: Arc<EventFd>,
+    pub(super) hand_over: Arc<AtomicBool>,
+}
+
+/// The thread's own bookkeeping.
+struct Loop {
+    s: SideThread,
+    epoll: Epoll,
+    /// Whether the machine runs here and takes inputs.
+    leading: bool,
+    /// Number of the front output at the gate, once it is bound.
+    bound: Option<u64>,
+    /// News that wait until all outputs before them have left.
+    held_news: Option<News>,
+    /// When log up to a frame came in.
+    marks: VecDeque<(u64, Moment)>,
+    executed: u64,
+    sent: u64,
+    log_full: bool,
+    leaving: bool,
+    ended: Option<PairEnded>,
+}
+
+/// Runs the side until it ends. `actions` are those that its role began with.
+pub(super) fn run(thread: SideThread, actions: &Actions) -> Result<PairEnded, PairError> {
+    let epoll = Epoll::new().map_err(host("make an epoll set"))?;
+    let add = |fd, token| epoll.add(fd, token).map_err(host("wait for a descriptor"));
+    for (fd, token) in thread.feed.descriptors() {
+        // Standard input may be a plain file, which cannot be waited for.
+        let _ = epoll.add(fd, token as u64);
+    }
+    add(thread.beacon.as_raw_fd(), BEACON)?;
+    add(thread.wake.as_raw_fd(), WAKE)?;
+    add(thread.shutdown.as_raw_fd(), SHUTDOWN)?;
+    let mut this = Loop {
+        s: thread,
+        epoll,
+        leading: false,
+        bound: None,
+        held_news: None,
+        marks: VecDeque::new(),
+        executed: 0,
+        sent: 0,
+        log_full: false,
+        leaving: false,
+        ended: None,
+    };
+    this.watch_descriptors()?;
+    run_ahead();
+    this.perform(actions);
+    while this.ended.is_none() {
+        let readable = this.wait()?;
+        if readable {
+            this.take_descriptors()?;
+        }
+        this.take_news();
+        this.take_progress();
+        this.take_answers();
+        let now = now();
+        if this.s.side.deadline().is_some_and(|deadline| deadline <= now) {
+            this.on(now, Event::Tick);
+        }
+        this.release();
+        this.show();
+    }
+    this.s.exits.terminal.flush();
+    this.s.board.show(&this.s, true);
+    Ok(this.ended.unwrap_or(PairEnded::Failed))
+}
+
+impl Loop {
+    /// The channel's wait also ends when one of the other descriptors is readable.
+    fn watch_descriptors(&mut self) -> Result<(), PairError> {
+        // SAFETY: duplicates a descriptor that is open.
+        let fd = unsafe { libc::fcntl(self.epoll.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(host("watch descriptors")(std::io::Error::last_os_error()));
+        }
+        // SAFETY: the descriptor is new and nobody else's.
+        let fd = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) };
+        match &mut self.s.channel {
+            Channel::Acks(acks) => acks.watch(fd)?,
+            Channel::Log(log) => log.watch(fd)?,
+            Channel::Closed => {}
+        }
+        Ok(())
+    }
+
+    fn on(&mut self, now: Moment, event: Event) {
+        let before = self.s.side.state();
+        let actions = self.s.side.on(now, event);
+        self.perform(&actions);
+        let after = self.s.side.state();
+        if before != after {
+            tracing::info!(from = ?before, to = ?after, generation = self.s.side.generation(), "role");
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        let now = now();
+        let left = self.s.side.deadline().map_or(u64::MAX, |deadline| deadline.since(now));
+        Duration::from_nanos(left).min(LONGEST_SLEEP)
+    }
+
+    /// Waits for anything to happen. Whether a descriptor is readable.
+    fn wait(&mut self) -> Result<bool, PairError> {
+        let patience = self.patience();
+        match &mut self.s.channel {
+            Channel::Acks(receiver) => match receiver.poll(Some(patience), || now().as_nanos()) {
+                Ok(heard) => {
+                    if let Some(ack) = heard.ack {
+                        self.take_ack(&ack);
+                    }
+                    Ok(heard.watched)
+                }
+                Err(loss) => {
+                    self.lose(&loss);
+                    Ok(true)
+                }
+            },
+            Channel::Log(receiver) => {
+                let before = receiver.received();
+                let polled = receiver.poll(Some(patience));
+                let (received, echo) = (receiver.received(), receiver.echo());
+                if received > before {
+                    let now = now();
+                    self.marks.push_back((received, now));
+                    let stamp = (echo != 0).then(|| Moment::from_nanos(echo));
+                    // The receiver acknowledges by itself, with the same contents.
+                    let batch = Batch { generation: self.s.generation, sequence: received, stamp };
+                    let _ = self.s.side.on_batch(now, &batch);
+                }
+                match polled {
+                    Ok(polled) => Ok(polled.watched),
+                    Err(loss) => {
+                        self.lose(&loss);
+                        Ok(true)
+                    }
+                }
+            }
+            Channel::Closed => {
+                // Rounded up: a wait of zero would spin until the deadline.
+                let limit = i32::try_from(patience.as_micros().div_ceil(1000)).unwrap_or(10);
+                let mut ready = [0; 16];
+                let any = !self.epoll.wait(&mut ready, limit).map_err(host("wait"))?.is_empty();
+                Ok(any)
+            }
+        }
+    }
+
+    fn take_ack(&mut self, ack: &tandem_logchan::ack::Ack) {
+        // The protocol must have heard that it was sent.
+        self.take_sent();
+        let now = now();
+        if ack.flags.contains(AckFlags::DIVERGED) {
+            tracing::warn!("the backup says that it diverged");
+        }
+        let ack = Ack {
+            generation: self.s.generation,
+            received: ack.received,
+            executed: ack.executed.sequence,
+            lag: 0,
+            digest: ack.executed.digest,
+            echo: (ack.echo != 0).then(|| Moment::from_nanos(ack.echo)),
+        };
+        if let Some(actions) = self.s.side.on_ack(now, &ack) {
+            self.perform(&actions);
+        }
+        self.release();
+    }
+
+    fn lose(&mut self, loss: &Loss) {
+        self.s.channel = Channel::Closed;
+        let how = match loss {
+            Loss::Goodbye { .. } | Loss::Transport(TransportError::Closed) => ChannelLoss::Closed,
+            Loss::Transport(_) => ChannelLoss::Reset,
+            _ => ChannelLoss::Corrupt,
+        };
+        tracing::info!(%loss, ?how, "the log channel is over");
+        self.on(now(), Event::ChannelLost { generation: self.s.generation, loss: how });
+    }
+
+    fn take_descriptors(&mut self) -> Result<(), PairError> {
+        let mut ready = [0; 16];
+        let tokens = self.epoll.wait(&mut ready, 0).map_err(host("wait"))?;
+        for &token in tokens {
+            match token {
+                BEACON => {
+                    while let Some(beat) = self.s.beacon.receive() {
+                        self.s.board.heard(now());
+                        self.take_sent();
+                        self.on(now(), Event::Heartbeat(beat));
+                    }
+                }
+                WAKE => {
+                    // Its count says nothing; what there is to do is looked for anyway.
+                    let _ = self.s.wake.read();
+                    if self.s.hand_over.swap(false, Ordering::AcqRel) {
+                        self.on(now(), Event::HandOver);
+                    }
+                }
+                SHUTDOWN => {
+                    if !self.leaving {
+                        self.leaving = true;
+                        self.epoll.remove(self.s.shutdown.as_raw_fd());
+                        self.on(now(), Event::Leave);
+                    }
+                }
+                token => self.take_packets(token as usize),
+            }
+        }
+        Ok(())
+    }
+
+    fn take_packets(&mut self, token: usize) {
+        if self.leading {
+            match self.s.feed.feed(token) {
+                // At this priority a mere yield would keep the vCPU thread from catching up.
+                Ok(Fed::Full) => std::thread::sleep(FULL_PAUSE),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "a device cannot be read"),
+            }
+        } else if let Some(tap) = self.s.exits.taps.get(token) {
+            // Not for this side: what waits at go-live must not be old.
+            let mut frame = [0; LONGEST_FRAME];
+            while let Ok(Some(_)) = tap.read_frame(&mut frame) {}
+        }
+    }
+
+    fn take_news(&mut self) {
+        let news = self.s.shared.news();
+        for item in self.held_news.take().into_iter().chain(news) {
+            // All outputs made before must have left, or wait for an ack that will not come.
+            let waits = matches!(item, News::Stopped(_) | News::Ended(_));
+            if waits && self.leading && self.s.gate.front().is_some() {
+                self.held_news = Some(item);
+                continue;
+            }
+            let now = now();
+            match item {
+                News::Stopped(sequence) => self.on(now, Event::GuestStopped { sequence }),
+                News::Ended(sequence) => {
+                    self.take_progress();
+                    self.on(now, Event::GuestEnded { sequence });
+                }
+                News::Drained => self.take_progress(),
+                News::Diverged(divergence) => {
+                    if let Channel::Log(log) = &mut self.s.channel {
+                        let _ = log.acknowledge(AckFlags::DIVERGED).and_then(|()| log.push());
+                    }
+                    self.s.board.note(format!("diverged at point {}", divergence.position));
+                    self.on(now, Event::Diverged(divergence));
+                }
+                News::Failed => self.ended = Some(PairEnded::Failed),
+            }
+        }
+    }
+
+    fn take_sent(&mut self) {
+        let sent = self.s.acks.as_ref().map_or(0, |acks| acks.sent());
+        if sent != self.sent {
+            self.sent = sent;
+            self.on(now(), Event::Sent { sequence: sent });
+        }
+    }
+
+    fn take_progress(&mut self) {
+        self.take_sent();
+        if self.s.acks.is_some() {
+            let full = self.s.shared.log_full.load(Ordering::Relaxed);
+            if full != self.log_full {
+                self.log_full = full;
+                self.on(now(), if full { Event::LogFull } else { Event::LogFree });
+            }
+        }
+        let executed = self.s.board.executed();
+        if executed.sequence != self.executed {
+            self.executed = executed.sequence;
+            let now = now();
+            while self.marks.front().is_some_and(|(sequence, _)| *sequence <= executed.sequence) {
+                self.marks.pop_front();
+            }
+            let lag = self.marks.front().map_or(0, |(_, came)| now.since(*came));
+            self.s.board.lag(lag);
+            self.on(now, Event::Executed { sequence: executed.sequence, lag, digest: executed.digest });
+            if let Channel::Log(log) = &mut self.s.channel {
+                // The primary learns the lag even when nothing new comes in.
+                let _ = log.acknowledge(AckFlags::default());
+            }
+        }
+    }
+
+    fn take_answers(&mut self) {
+        while let Some((generation, verdict)) = self.s.claims.answer() {
+            tracing::info!(generation, ?verdict, "the arbiter answered");
+            self.on(now(), Event::Verdict { generation, verdict });
+        }
+    }
+
+    /// Lets out what may leave.
+    fn release(&mut self) {
+        while let Some(held) = self.s.gate.front() {
+            let number = match self.bound {
+                Some(number) => number,
+                None => match self.s.side.bind(held.sequence) {
+                    Ok(number) => *self.bound.insert(number),
+                    Err(_) => return,
+                },
+            };
+            let now = now();
+            if self.s.side.releasable(now) <= number {
+                return;
+            }
+            self.s.exits.send(&held, now);
+            self.s.gate.take();
+            self.s.side.released(number + 1);
+            self.bound = None;
+        }
+        self.s.exits.terminal.flush();
+    }
+
+    fn show(&mut self) {
+        if self.s.board.is_due(now()) {
+            self.s.board.show(&self.s, false);
+        }
+    }
+
+    fn perform(&mut self, actions: &Actions) {
+        for action in actions {
+            tracing::trace!(?action, "action");
+            match action {
+                Action::SendHeartbeat(beat) => self.s.beacon.send(&beat),
+                // Sent by the receiver itself, on receipt.
+                Action::SendAck(_) => {}
+                // The handshake has been its welcome; the log begins with the facts of the boot.
+                Action::Welcome { .. } => {}
+                Action::StartGuest => {
+                    self.leading = matches!(self.s.side.state(), State::Primary | State::Live | State::Solo);
+                    self.s.shared.give(Order::Run);
+                }
+                Action::Claim { generation } => {
+                    tracing::info!(generation, "asking the arbiter");
+                    let wake = Arc::clone(&self.s.wake);
+                    self.s.claims.ask(generation, move || {
+                        // The count cannot overflow.
+                        let _ = wake.write(1);
+                    });
+                }
+                Action::StopGuest => self.s.shared.give(Order::Stop),
+                Action::ResumeGuest => {
+                    if self.s.shared.order() == Order::Stop {
+                        self.s.shared.give(Order::Run);
+                    }
+                }
+                // The vCPU thread stalls by itself when the log is full.
+                Action::Stall(_) => {}
+                Action::Throttle(level) => self.s.shared.throttle.store(level, Ordering::Relaxed),
+                Action::CloseChannel => self.s.channel = Channel::Closed,
+                Action::GoLive { generation } => self.go_live(generation),
+                Action::RunAlone { generation } => {
+                    tracing::info!(generation, "running on without a backup");
+                    self.s.board.note(format!("won generation {generation}; unprotected"));
+                    self.s.shared.give(Order::Alone);
+                }
+                Action::Halt(reason) => self.halt(reason),
+                Action::Report(report) => self.report(&report),
+            }
+        }
+    }
+
+    fn go_live(&mut self, generation: u64) {
+        tracing::info!(generation, "going live");
+        self.s.board.note(format!("took over in generation {generation}"));
+        if let Some(completions) = self.s.completions.take() {
+            match Disks::start(&self.s.disks, completions) {
+                Ok(disks) => self.s.exits.disks = Some(disks),
+                // The guest sees its disks fail; its memory is still worth more than nothing.
+                Err(error) => tracing::error!(%error, "the disks cannot be opened"),
+            }
+        }
+        self.leading = true;
+        self.s.shared.give(Order::Alone);
+        for _ in 0..ANNOUNCEMENTS {
+            for (tap, mac) in self.s.exits.taps.iter().zip(&self.s.macs) {
+                if let Err(error) = tap.write_frame(&rarp_announcement(*mac)) {
+                    tracing::warn!(%error, "the machine's address could not be announced");
+                }
+            }
+        }
+    }
+
+    fn halt(&mut self, reason: HaltReason) {
+        self.s.shared.give(Order::Halt);
+        self.leading = false;
+        tracing::info!(?reason, "halted");
+        self.s.board.note(format!("{reason:?}"));
+        self.ended = Some(PairEnded::Halted(reason));
+    }
+
+    fn report(&mut self, report: &Report) {
+        match report {
+            Report::Suspects(why) => {
+                tracing::warn!(?why, "the peer is taken for lost");
+                self.s.board.note(format!("peer lost: {why:?}"));
+            }
+            Report::ArbiterUnreachable { generation } => {
+                tracing::warn!(generation, "the arbiter cannot be reached: outputs wait until it can");
+                self.s.board.note(format!("waiting for the arbiter, generation {generation}"));
+            }
+            Report::Diverged(divergence) => tracing::error!(?divergence, "this backup diverged"),
+            Report::NoPeer => tracing::warn!("there is nobody to hand over to"),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Status for the control socket.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tandem_logchan::ack::AckState;
+use tandem_logchan::progress::{Executed, Progress};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::shared::{Shared, lock};
+use super::side::{SideThread, now};
+use crate::host::control::{Digest, Lag, LogKind, OutputDelay, Peer, Role, Status, StatusSource};
+use crate::replay::batch::Kind;
+use crate::role::Moment;
+use crate::role::side::State;
+
+/// How often the status is renewed, in nanoseconds.
+const INTERVAL: u64 = 50_000_000;
+
+/// Time over which a log rate is taken, in nanoseconds.
+const RATE_OVER: u64 = 1_000_000_000;
+
+/// What the operator sees. Written by the side thread, read by the control thread.
+pub(super) struct Board {
+    status: Mutex<Status>,
+    own: Mutex<Own>,
+    shared: Arc<Shared>,
+    /// A backup's progress.
+    progress: Option<Arc<Progress>>,
+    acks: Option<Arc<AckState>>,
+    hand_over: Arc<AtomicBool>,
+    wake: Arc<EventFd>,
+}
+
+/// The side thread's own bookkeeping.
+struct Own {
+    shown: Moment,
+    started: Moment,
+    heard: Option<Moment>,
+    note: Option<String>,
+    lag: u64,
+    rate_since: Moment,
+    rate_bytes: Vec<u64>,
+    rates: Vec<f64>,
+    patience: u64,
+}
+
+impl Board {
+    pub(super) fn new(
+        first: Status,
+        shared: Arc<Shared>,
+        (progress, acks): (Option<Arc<Progress>>, Option<Arc<AckState>>),
+        hand_over: Arc<AtomicBool>,
+        wake: Arc<EventFd>,
+        patience: u64,
+    ) -> Self {
+        let own = Own {
+            shown: Moment::ZERO,
+            started: now(),
+            heard: None,
+            note: None,
+            lag: 0,
+            rate_since: now(),
+            rate_bytes: vec![0; Kind::ALL.len()],
+            rates: vec![0.0; Kind::ALL.len()],
+            patience,
+        };
+        Self { status: Mutex::new(first), own: Mutex::new(own), shared, progress, acks, hand_over, wake }
+    }
+
+    pub(super) fn heard(&self, at: Moment) {
+        lock(&self.own).heard = Some(at);
+    }
+
+    pub(super) fn note(&self, note: String) {
+        lock(&self.own).note = Some(note);
+    }
+
+    pub(super) fn lag(&self, nanos: u64) {
+        lock(&self.own).lag = nanos;
+    }
+
+    /// How far the replay of this side, or of the peer, has come.
+    pub(super) fn executed(&self) -> Executed {
+        self.progress.as_ref().map_or_else(Executed::default, |progress| progress.load())
+    }
+
+    pub(super) fn is_due(&self, now: Moment) -> bool {
+        now.since(lock(&self.own).shown) >= INTERVAL
+    }
+
+    /// Renews the status.
+    pub(super) fn show(&self, side: &SideThread, ended: bool) {
+        let now = now();
+        let mut own = lock(&self.own);
+        own.shown = now;
+        let counters = lock(&self.shared.counters).clone();
+        if now.since(own.rate_since) >= RATE_OVER {
+            let seconds = now.since(own.rate_since) as f64 / 1e9;
+            let bytes = counters.traffic.bytes.to_vec();
+            own.rates = bytes
+                .iter()
+                .zip(&own.rate_bytes)
+                .map(|(a, b)| a.saturating_sub(*b) as f64 / seconds)
+                .collect();
+            own.rate_bytes = bytes;
+            own.rate_since = now;
+        }
+        let mut status = lock(&self.status);
+        status.role = if ended { Role::Halted } else { role(side.side.state()) };
+        status.generation = side.side.generation();
+        status.note.clone_from(&own.note);
+        status.uptime_ms = now.since(own.started) / 1_000_000;
+        status.guest_time_ns = counters.guest_time;
+        status.forced_stops = counters.forced_stops;
+        status.exits = counters.exits.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
+        status.digest = Some(Digest::new(counters.point, counters.digest));
+        if let Some(peer) = &mut status.peer {
+            peer.last_heard_ms = own.heard.map(|at| now.since(at) / 1_000_000);
+            peer.alive = own.heard.is_some_and(|at| now.since(at) < own.patience);
+        }
+        status.lag = self.lag_now(&own);
+        status.log = Kind::ALL
+            .iter()
+            .map(|kind| LogKind {
+                kind: kind.name().to_owned(),
+                entries: counters.traffic.count[kind.index()],
+                bytes: counters.traffic.bytes[kind.index()],
+                bytes_per_s: own.rates[kind.index()],
+            })
+            .collect();
+        let delay = &side.exits.delay;
+        status.output_delay = (!delay.is_empty()).then(|| OutputDelay {
+            count: delay.len(),
+            p50_us: delay.value_at_quantile(0.5) as f64 / 1e3,
+            p99_us: delay.value_at_quantile(0.99) as f64 / 1e3,
+            max_us: delay.max() as f64 / 1e3,
+        });
+        status.held_outputs = side.side.gate().held();
+    }
+
+    fn lag_now(&self, own: &Own) -> Option<Lag> {
+        if let Some(acks) = &self.acks {
+            return Some(Lag { ms: own.lag as f64 / 1e6, entries: acks.lag() });
+        }
+        self.progress.as_ref().map(|_| Lag { ms: own.lag as f64 / 1e6, entries: 0 })
+    }
+}
+
+const fn role(state: State) -> Role {
+    match state {
+        State::Solo => Role::Solo,
+        State::Joining => Role::Joining,
+        State::Primary => Role::Primary,
+        State::Backup => Role::Backup,
+        State::Arbitrating => Role::Arbitrating,
+        State::Live => Role::Live,
+        State::Diverged | State::Halted => Role::Halted,
+    }
+}
+
+impl StatusSource for Board {
+    fn status(&self) -> Status {
+        lock(&self.status).clone()
+    }
+
+    fn failover(&self) -> Result<String, String> {
+        let role = lock(&self.status).role;
+        if !matches!(role, Role::Primary | Role::Backup) {
+            return Err(format!("this side is {}: there is nobody to hand over to", role.name()));
+        }
+        self.hand_over.store(true, Ordering::Release);
+        self.wake.write(1).map_err(|e| format!("the side cannot be woken: {e}"))?;
+        Ok("handing over; ask the other side for its status".to_owned())
+    }
+}
+
+/// The first status, before anything happened.
+pub(super) fn first(name: &str, role: Role, peer: String) -> Status {
+    Status {
+        name: name.to_owned(),
+        role,
+        peer: Some(Peer { address: peer, ..Peer::default() }),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        tsc: "hidden".to_owned(),
+        ..Status::default()
+    }
+}
