@@ -113,9 +113,14 @@ impl Reply {
 
     /// A string.
     pub fn bulk(&mut self, bytes: &[u8]) {
+        // One check for all three parts.
+        if self.failed || self.bytes.try_reserve(bytes.len().saturating_add(32)).is_err() {
+            self.failed = true;
+            return;
+        }
         self.header(b'$', i64::try_from(bytes.len()).unwrap_or(i64::MAX));
-        self.raw(bytes);
-        self.raw(b"\r\n");
+        self.bytes.extend_from_slice(bytes);
+        self.bytes.extend_from_slice(b"\r\n");
     }
 
     /// A string or nothing.

@@ -160,10 +160,11 @@ impl<R: Registers> Net<R> {
         }
     }
 
-    /// Whether there is a frame to receive, or room to send again after there was none.
+    /// Whether there is something to do: room to send again after there was none, or a frame to receive
+    /// and room to answer it.
     #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.receive.queue.has_used() || self.transmit.free.is_empty() && self.transmit.queue.has_used()
+    pub fn is_ready(&mut self) -> bool {
+        if self.transmit.free.is_empty() { self.transmit.reclaim() } else { self.receive.queue.has_used() }
     }
 
     /// Asks for an interrupt when [`Self::is_ready`] next becomes true. It must be looked at once more
