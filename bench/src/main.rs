@@ -1,0 +1,28 @@
+//! `tandem-bench`: the figures that Tandem is measured by, each as a ratio within one run where
+//! possible, each ending with one line of JSON.
+
+#![allow(clippy::print_stdout)]
+
+use clap::{Parser, Subcommand};
+
+mod channel;
+mod pin;
+
+#[derive(Debug, Parser)]
+#[command(version, about = "Measures Tandem; every subcommand ends with one line of JSON")]
+struct Cli {
+    #[command(subcommand)]
+    figure: Figure,
+}
+
+#[derive(Debug, Subcommand)]
+enum Figure {
+    /// The log channel: ack round trip against a bare io_uring TCP ping-pong, and the cost of an append.
+    Channel(channel::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().figure {
+        Figure::Channel(args) => channel::run(&args),
+    }
+}
