@@ -129,7 +129,6 @@ impl Encoder {
         let writer = SliceWriter { room: &mut room[..bound], len: &mut len, overflowed: &mut overflowed };
         let mut serializer = Serializer::new(writer, self.arena.acquire(), ());
         let archived = rkyv::api::serialize_using::<_, Failure>(value, &mut serializer);
-        drop(serializer);
         if archived.is_err() {
             return Err(if overflowed { too_small } else { EncodeError::Refused });
         }

@@ -18,6 +18,7 @@
 //! The wire format is described in `docs/protocol.md`.
 
 #![cfg_attr(not(test), warn(clippy::expect_used))]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 /// Acknowledgements: what the backup has received and executed.
 pub mod ack;

@@ -2,7 +2,7 @@
 //! to lose it.
 
 #![cfg(not(loom))]
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
 

@@ -3,7 +3,7 @@
 //! `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test -p tandem-logchan --release --test loom`
 
 #![cfg(loom)]
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use loom::sync::Arc;
 use loom::thread;
