@@ -1,24 +1,32 @@
 //! Model checking of the protocol: every order of everything, for small bounds, over the very state
 //! machines that the host runs.
 //!
-//! Time is a small number of ticks, one heartbeat each. Nothing forces a side to act when its time has come: a side
-//! may be frozen at any point, for any time, and then finds its messages in any order. Datagrams may be lost,
-//! repeated, and overtake each other: one that was sent can be delivered at any later time, any number of
-//! times, or never. The log channel keeps its order; it can break at any time, each end learning of it or not. The
-//! arbiter may answer late, not at all, or say that it is unreachable although the claim has effect or
-//! will have it later.
+//! Time is a small number of ticks, one heartbeat each. Nothing forces a side to act when its time has come: a
+//! side may be frozen at any point, for any time, and then finds its messages in any order. Of each kind of
+//! datagram the latest is on its way: it can be delivered at any later time, any number of times, or
+//! never, until a later one of that kind replaces it. (An older stamp or echo says less than a
+//! newer one, so nothing dangerous is lost by that; the simulator has the old ones too.) The log channel
+//! keeps its order; it can break at any time, each end learning of it or not. The arbiter may answer late,
+//! not at all, or say that it is unreachable although the claim has effect or will have it later.
+//!
+//! `TANDEM_TICKS=1` searches every scenario one tick deeper, in some minutes.
 
-use std::collections::BTreeSet;
+#![allow(clippy::print_stdout, reason = "the counts are what the test shows")]
+
+#[path = "role_model/reached.rs"]
+mod reached;
+#[path = "role_model/world.rs"]
+mod world;
+
 use std::time::Instant;
 
-use stateright::{Checker, Model, Property};
-use tandem_vmm::role::action::{Action, Actions};
-use tandem_vmm::role::event::{Ack, Batch, ChannelLoss, Divergence, Event, Heartbeat, Standing, Verdict};
-use tandem_vmm::role::side::{Side, Start, State as Role};
-use tandem_vmm::role::{Moment, Timing};
-
-const PRIMARY: usize = 0;
-const BACKUP: usize = 1;
+use reached::*;
+use stateright::{Checker, HasDiscoveries, Model, Property};
+use tandem_vmm::role::action::Actions;
+use tandem_vmm::role::event::{Batch, ChannelLoss, Divergence, Event, Heartbeat, Verdict};
+use tandem_vmm::role::side::{Side, State as Role};
+use tandem_vmm::role::{Start, Timing};
+use world::{BACKUP, Channel, PRIMARY, Used, World};
 
 /// What may happen, and how often.
 #[derive(Clone, Copy, Default)]
@@ -65,181 +73,6 @@ enum Step {
     StartAgain(usize),
 }
 
-/// The world. Bounded counters are part of it, so that the checker sees the bounds.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct World {
-    now: u64,
-    sides: [Option<Side>; 2],
-    lives: [u8; 2],
-    /// By receiver: the latest datagram of each kind.
-    datagrams: [[Option<Heartbeat>; KINDS]; 2],
-    channel: Option<Channel>,
-    /// Claims on their way, by side: the life that asked, and the generation.
-    claims: [BTreeSet<(u8, u64)>; 2],
-    answers: [Option<(u64, Verdict)>; 2],
-    /// Winners by generation, from 1.
-    winners: Vec<(usize, u8)>,
-    stopping: bool,
-    welcome: Option<u64>,
-    /// For each output of the guest, in order, the batch that it was bound to; from 1.
-    outputs: Vec<u64>,
-    /// Batches made, and those of them that the backup had from the start.
-    batches: u64,
-    base: u64,
-    /// Outputs that have left.
-    left: u64,
-    /// Who is the machine.
-    holder: Option<(usize, u8)>,
-    /// Batches the backup executed before it went live.
-    kept: Option<u64>,
-    used: Used,
-    wrong: Option<&'static str>,
-    refused: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Channel {
-    generation: u64,
-    log: Vec<Batch>,
-    acks: Vec<Ack>,
-    /// Ends that will learn that it is over.
-    lost: [bool; 2],
-    open: [bool; 2],
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-struct Used {
-    crashes: u8,
-    cuts: u8,
-    unreachable: u8,
-    hand_overs: u8,
-    leaves: u8,
-    divergences: u8,
-}
-
-/// Kinds of heartbeats that are kept apart.
-const KINDS: usize = 4;
-
-const fn kind(standing: Standing) -> usize {
-    match standing {
-        Standing::Paired => 0,
-        Standing::WantsHandOver | Standing::HandedOver { .. } => 1,
-        Standing::Claiming | Standing::Leaving => 2,
-        Standing::Won => 3,
-    }
-}
-
-impl World {
-    fn at(&self) -> Moment {
-        Moment::from_nanos(self.now)
-    }
-
-    fn state(&self, side: usize) -> Option<Role> {
-        self.sides[side].as_ref().map(Side::state)
-    }
-
-    fn wrong(&mut self, what: &'static str) {
-        self.wrong.get_or_insert(what);
-    }
-
-    fn event(&mut self, side: usize, event: Event) {
-        let now = self.at();
-        if let Some(actor) = self.sides[side].as_mut() {
-            let actions = actor.on(now, event);
-            self.act(side, &actions);
-        }
-    }
-
-    fn act(&mut self, side: usize, actions: &Actions) {
-        let me = (side, self.lives[side]);
-        for action in actions {
-            match action {
-                Action::SendHeartbeat(mut heartbeat) => {
-                    // Only the primary's stamps are ever read.
-                    if self.state(side) != Some(Role::Primary) {
-                        heartbeat.stamp = Moment::ZERO;
-                    }
-                    self.datagrams[1 - side][kind(heartbeat.standing)] = Some(heartbeat);
-                }
-                Action::SendAck(ack) => {
-                    if let Some(channel) = self.channel.as_mut().filter(|channel| channel.open[PRIMARY]) {
-                        channel.acks.push(ack);
-                    }
-                }
-                Action::Welcome { generation } => self.welcome = Some(generation),
-                Action::StartGuest => {
-                    if self.state(side) != Some(Role::Backup) {
-                        if self.holder.is_some() {
-                            self.wrong("started twice");
-                        }
-                        self.holder = Some(me);
-                    }
-                }
-                Action::Claim { generation } => {
-                    self.claims[side].insert((me.1, generation));
-                }
-                Action::StopGuest => self.stopping = true,
-                Action::CloseChannel => {
-                    if let Some(channel) = self.channel.as_mut() {
-                        channel.open[side] = false;
-                        channel.lost[1 - side] |= channel.open[1 - side];
-                    }
-                }
-                Action::GoLive { .. } => {
-                    let executed = self.kept.unwrap_or(0);
-                    let left = self.outputs.iter().take(self.left as usize);
-                    if left.clone().any(|sequence| *sequence > executed) {
-                        self.wrong("cannot reproduce what left");
-                    }
-                    self.outputs.retain(|sequence| *sequence <= executed);
-                    self.holder = Some(me);
-                }
-                Action::RunAlone { .. } => {
-                    if self.holder != Some(me) {
-                        self.wrong("runs on alone, but the other is live");
-                    }
-                }
-                Action::Halt(reason) => {
-                    self.refused |= matches!(reason, tandem_vmm::role::action::HaltReason::Refused { .. });
-                }
-                Action::ResumeGuest | Action::Stall(_) | Action::Throttle(_) | Action::Report(_) => {}
-            }
-        }
-    }
-
-    /// A backup's log, as far as it is in memory and not executed.
-    fn to_execute(&self) -> Option<u64> {
-        let progress = self.sides[BACKUP].as_ref()?.progress()?;
-        (!progress.drained()).then_some(progress.executed + 1)
-    }
-
-    /// Does what commutes with everything else, and forgets what can have no effect any more.
-    fn settle(&mut self, bounds: &Bounds) {
-        if bounds.divergences == 0
-            && let Some(sequence) = self.to_execute()
-        {
-            self.kept = Some(self.base + sequence);
-            self.event(BACKUP, Event::Executed { sequence, lag: 0, digest: 0 });
-        }
-        for side in [PRIMARY, BACKUP] {
-            if matches!(self.state(side), None | Some(Role::Halted | Role::Live)) {
-                self.datagrams[side] = Default::default();
-            }
-        }
-        if self.channel.as_ref().is_some_and(|channel| channel.open == [false; 2]) {
-            self.channel = None;
-        }
-    }
-
-    fn crash(&mut self, side: usize) {
-        self.sides[side] = None;
-        if let Some(channel) = self.channel.as_mut() {
-            channel.open[side] = false;
-            channel.lost[1 - side] |= channel.open[1 - side];
-        }
-    }
-}
-
 impl Bounds {
     fn timing() -> Timing {
         // Lease 2, silence 3: one tick is the margin.
@@ -259,8 +92,8 @@ impl Bounds {
     fn start(side: usize) -> (Side, Actions) {
         let start = Start { generation: 1, claimed: None, alone: false };
         match side {
-            PRIMARY => Side::primary(Self::timing(), 4, start).unwrap(),
-            _ => (Side::backup(Self::timing(), 4, None).unwrap(), Actions::default()),
+            PRIMARY => Side::primary(Self::timing(), 4, start).expect("valid"),
+            _ => (Side::backup(Self::timing(), 4, None).expect("valid"), Actions::default()),
         }
     }
 }
@@ -298,7 +131,7 @@ impl Model for Bounds {
         }
         if !self.from_start {
             for step in [Step::Claim(PRIMARY), Step::Answer(PRIMARY), Step::Joined, Step::Welcomed] {
-                world = self.next_state(&world, step).unwrap();
+                world = self.next_state(&world, step).expect("possible");
             }
             assert_eq!([world.state(0), world.state(1)], [Some(Role::Primary), Some(Role::Backup)]);
         }
@@ -562,59 +395,13 @@ impl Model for Bounds {
     }
 }
 
-type Reached = (&'static str, fn(&Bounds, &World) -> bool);
-
-const RUNS_ALONE: Reached =
-    ("the primary runs on alone", |_, world| world.state(PRIMARY) == Some(Role::Live));
-const TAKES_OVER: Reached = ("the backup takes over", |_, world| world.state(BACKUP) == Some(Role::Live));
-const LOSER_HALTS: Reached = ("the backup takes over from a living primary, which halts", |_, world| {
-    [world.state(PRIMARY), world.state(BACKUP)] == [Some(Role::Halted), Some(Role::Live)]
-});
-const BACKUP_HALTS: Reached = ("the primary runs on and the backup halts", |_, world| {
-    [world.state(PRIMARY), world.state(BACKUP)] == [Some(Role::Live), Some(Role::Halted)]
-});
-const RACE: Reached = ("both are at the arbiter", |_, world| {
-    world.claims.iter().all(|claims| !claims.is_empty()) && world.winners.len() == 1
-});
-const FROZEN: Reached = ("the backup is live and the primary does not know", |_, world| {
-    [world.state(PRIMARY), world.state(BACKUP)] == [Some(Role::Primary), Some(Role::Live)]
-});
-const HELD_LEASE: Reached =
-    ("the backup has won and waits while the primary may hold a lease", |_, world| {
-        world.winners.len() == 2
-            && world.state(BACKUP) == Some(Role::Arbitrating)
-            && world.datagrams[PRIMARY].iter().flatten().any(|heartbeat| heartbeat.standing == Standing::Won)
-    });
-const DELIVERED: Reached = ("an output leaves", |_, world| world.left > 0);
-const HANDED_OVER: Reached = ("the primary hands over", |_, world| {
-    matches!(
-        world.sides[PRIMARY].as_ref().map(Side::role),
-        Some(tandem_vmm::role::side::Role::Halted(tandem_vmm::role::action::HaltReason::HandedOver { .. }))
-    )
-});
-const TAKEN_BACK: Reached = ("a hand-over fails and the primary runs on", |bounds, world| {
-    world.used.hand_overs == bounds.hand_overs && world.state(PRIMARY) == Some(Role::Live)
-});
-const DIVERGED: Reached = ("a diverged backup stays so while the primary runs on", |_, world| {
-    [world.state(PRIMARY), world.state(BACKUP)] == [Some(Role::Live), Some(Role::Diverged)]
-});
-const LEFT: Reached = ("a side that is to leave hands over and halts", |_, world| {
-    world.used.leaves > 0
-        && world.state(PRIMARY) == Some(Role::Halted)
-        && world.state(BACKUP) == Some(Role::Live)
-});
-const REFUSED: Reached = ("a primary that starts again is refused", |_, world| world.refused);
-const STALE_REFUSED: Reached = ("a primary that starts again after a failover is refused", |_, world| {
-    world.refused && world.state(BACKUP) == Some(Role::Live)
-});
-
 /// `TANDEM_TICKS` adds so many ticks to every bound, for a longer search.
 fn check(mut bounds: Bounds) {
     if let Ok(more) = std::env::var("TANDEM_TICKS") {
         bounds.ticks += more.parse::<u64>().expect("TANDEM_TICKS is a number");
     }
     let start = Instant::now();
-    let checker = bounds.checker().threads(2).spawn_bfs().join();
+    let checker = bounds.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     println!(
         "{}: {} states, {} unique, depth {}, {:.1} s",
         bounds.name,

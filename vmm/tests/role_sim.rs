@@ -1,6 +1,12 @@
 //! Plays thousands of seeded worlds against the protocol. `TANDEM_SEEDS` sets how many (default 2,000),
 //! `TANDEM_SEED` plays one and prints all that happened.
 
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the trace of a failing seed is what the test shows"
+)]
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -91,7 +97,7 @@ fn no_seed_breaks_the_protocol() {
     for outcome in &outcomes {
         match outcome.scenario {
             Scenario::Calm => {
-                assert!(outcome.running && outcome.takeovers == 0 && outcome.alone == 0, "{outcome:?}")
+                assert!(outcome.running && outcome.takeovers == 0 && outcome.alone == 0, "{outcome:?}");
             }
             Scenario::HandedOver => assert!(outcome.running && outcome.takeovers == 1, "{outcome:?}"),
             Scenario::Killed | Scenario::Frozen => assert!(outcome.running, "{outcome:?}"),

@@ -95,7 +95,7 @@ impl Contest {
             Event::GuestEnded { .. } => self.guest.ended = true,
             Event::HandOver => actions.push(Action::Report(Report::NoPeer)),
             Event::LogFull | Event::LogFree => {
-                self.guest.stalled = event == Event::LogFull || self.guest.stalled
+                self.guest.stalled |= event == Event::LogFull;
             }
             _ => {}
         }

@@ -129,11 +129,11 @@ impl Primary {
                     self.waits_since.get_or_insert(now);
                 }
             }
-            Event::ChannelLost { generation, loss } if generation == self.generation => {
-                // A backup that takes over closes the channel: that is no loss.
-                if !self.handed_over() {
-                    return Next::Arbitrate(Suspicion::Channel(loss));
-                }
+            // A backup that takes over closes the channel: after a hand-over that is no loss.
+            Event::ChannelLost { generation, loss }
+                if generation == self.generation && !self.handed_over() =>
+            {
+                return Next::Arbitrate(Suspicion::Channel(loss));
             }
             Event::LogFull if !self.guest.stalled => {
                 self.guest.stalled = true;

@@ -7,6 +7,8 @@ use super::backup::{Backup, Progress};
 use super::claim::Claim;
 use super::event::{Ack, Batch, Divergence, Event, Standing};
 use super::gate::{Gate, GateFull};
+use super::joining::{Joining, Start};
+use super::live::Live;
 use super::moment::Moment;
 use super::primary::{Guest, Primary};
 use super::timing::{Timing, TimingError};
@@ -45,36 +47,20 @@ pub enum Role {
     Halted(HaltReason),
 }
 
-/// A side that waits for its peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Joining {
-    /// Owns its generation, and waits for a backup before it starts the guest.
-    Primary {
-        /// Its generation.
-        generation: u64,
-    },
-    /// Waits for a primary's welcome.
-    Backup {
-        /// The latest generation that the arbiter said was claimed, if it could be asked.
-        claimed: Option<u64>,
-    },
-}
-
-/// A side that runs the guest without a backup.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Live {
-    generation: u64,
-    ended: bool,
-    next_beat: Moment,
-    tells_until: Moment,
-}
-
 /// A backup that diverged.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Diverged {
     generation: u64,
     divergence: Divergence,
     next_beat: Moment,
+}
+
+impl Diverged {
+    /// Where.
+    #[must_use]
+    pub const fn divergence(&self) -> Divergence {
+        self.divergence
+    }
 }
 
 /// A side's state in short, for people and for tests.
@@ -96,17 +82,6 @@ pub enum State {
     Diverged,
     /// See [`Role::Halted`].
     Halted,
-}
-
-/// How a primary starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Start {
-    /// The generation that it opens: the first of a new machine is 1.
-    pub generation: u64,
-    /// The latest generation that the arbiter said was claimed, if it could be asked.
-    pub claimed: Option<u64>,
-    /// Start the guest without waiting for a backup.
-    pub alone: bool,
 }
 
 impl Side {
@@ -381,7 +356,7 @@ impl Side {
                 self.halt(reason, actions);
             }
             Next::Refuse { generation, claimed } => {
-                self.halt(HaltReason::Refused { generation, claimed }, actions)
+                self.halt(HaltReason::Refused { generation, claimed }, actions);
             }
             Next::Diverge(divergence) => {
                 actions.push(Action::CloseChannel);
@@ -462,57 +437,5 @@ impl Side {
         self.gate.shut();
         actions.push(Action::Halt(reason));
         self.role = Role::Halted(reason);
-    }
-}
-
-impl Joining {
-    const fn on(self, event: Event) -> Next {
-        match (self, event) {
-            (Self::Primary { generation }, Event::Joined) => Next::Pair { generation, start: true },
-            (Self::Backup { claimed: Some(claimed) }, Event::Welcomed { generation })
-                if claimed > generation =>
-            {
-                Next::Refuse { generation, claimed }
-            }
-            (Self::Backup { .. }, Event::Welcomed { generation }) => Next::Follow { generation },
-            (_, Event::Leave) => Next::Leave,
-            _ => Next::Stay,
-        }
-    }
-}
-
-impl Live {
-    const fn new(now: Moment, tells_until: Moment, generation: u64, ended: bool) -> Self {
-        Self { generation, ended, next_beat: now, tells_until }
-    }
-
-    fn on(&mut self, event: Event, actions: &mut Actions) -> Next {
-        match event {
-            Event::Joined if self.generation > 0 && !self.ended => {
-                return Next::Pair { generation: self.generation, start: false };
-            }
-            Event::GuestEnded { .. } => self.ended = true,
-            Event::Leave => return Next::Leave,
-            Event::HandOver => actions.push(Action::Report(Report::NoPeer)),
-            _ => {}
-        }
-        Next::Stay
-    }
-
-    fn tick(&mut self, now: Moment, timing: &Timing, gate: &Gate, actions: &mut Actions) -> Next {
-        if self.ended && gate.held() == 0 {
-            return Next::End;
-        }
-        if now < self.tells_until {
-            beat(now, &mut self.next_beat, timing, self.generation, Standing::Won, actions);
-        }
-        Next::Stay
-    }
-
-    fn deadline(&self, gate: &Gate) -> Option<Moment> {
-        if self.ended && gate.held() == 0 {
-            return Some(Moment::ZERO);
-        }
-        (self.next_beat < self.tells_until).then_some(self.next_beat)
     }
 }
