@@ -459,7 +459,7 @@ fn unreachable_arbiter() {
         ticks: 2,
         outputs: 1,
         cuts: 1,
-        unreachable: 2,
+        unreachable: 1,
         reaches: &[RUNS_ALONE, TAKES_OVER, LOSER_HALTS, BACKUP_HALTS, RACE, FROZEN, DELIVERED],
         ..Bounds::default()
     });
@@ -494,9 +494,10 @@ fn divergence() {
     check(Bounds {
         name: "divergence",
         ticks: 2,
-        outputs: 2,
+        outputs: 1,
+        cuts: 1,
         divergences: 1,
-        reaches: &[RUNS_ALONE, DIVERGED, DELIVERED],
+        reaches: &[RUNS_ALONE, TAKES_OVER, DIVERGED, DELIVERED],
         ..Bounds::default()
     });
 }

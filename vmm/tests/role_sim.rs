@@ -100,7 +100,9 @@ fn no_seed_breaks_the_protocol() {
                 assert!(outcome.running && outcome.takeovers == 0 && outcome.alone == 0, "{outcome:?}");
             }
             Scenario::HandedOver => assert!(outcome.running && outcome.takeovers == 1, "{outcome:?}"),
-            Scenario::Killed | Scenario::Frozen => assert!(outcome.running, "{outcome:?}"),
+            Scenario::Killed | Scenario::Frozen | Scenario::Squeezed => {
+                assert!(outcome.running, "{outcome:?}")
+            }
             Scenario::Anything => {}
         }
     }

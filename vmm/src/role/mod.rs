@@ -93,8 +93,8 @@
 //!
 //! - **The guest switches off**: the primary ends when that entry is acknowledged and all outputs have left. The backup ends when it
 //!   executes the entry; also in the middle of a takeover.
-//! - **SIGTERM on the primary** is a hand-over. If that fails and the primary wins, the machine ends with
-//!   it: the operator wanted this process gone, and there is no other. On a live side without backup it ends the machine.
+//! - **SIGTERM on the primary** is a hand-over. If that fails, it ends without a claim of its own: it would not run on
+//!   if it won, and so the backup, if it lives, can still take over. On a live side without backup it ends the machine.
 //! - **SIGTERM on the backup**: it says so once and is gone, for it will never claim. The primary, by that word or by
 //!   silence, claims, wins and runs on alone. A backup whose claim is on its way waits for the verdict first.
 //!

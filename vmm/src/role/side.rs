@@ -378,6 +378,11 @@ impl Side {
     fn arbitrate(&mut self, now: Moment, why: Suspicion, actions: &mut Actions) {
         actions.push(Action::Report(Report::Suspects(why)));
         let arbitrating = match &self.role {
+            Role::Primary(primary) if primary.guest().leaving => {
+                // It would end here even if it won: then the backup had better win, if it lives.
+                actions.push(Action::CloseChannel);
+                return self.halt(HaltReason::Left, actions);
+            }
             Role::Primary(primary) => {
                 self.gate.shut();
                 Arbitrating::Contest(Contest::new(now, primary, actions))

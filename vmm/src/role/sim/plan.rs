@@ -51,6 +51,8 @@ pub enum Scenario {
     HandedOver,
     /// The primary freezes for longer than the silence bound.
     Frozen,
+    /// The primary stands still for less than the silence bound, and meanwhile its channel breaks for the backup.
+    Squeezed,
     /// Up to four faults of any kind.
     Anything,
 }
@@ -94,6 +96,7 @@ impl Plan {
             1 | 2 => Scenario::Killed,
             3 => Scenario::HandedOver,
             4 | 5 => Scenario::Frozen,
+            6 => Scenario::Squeezed,
             _ => Scenario::Anything,
         };
         let when = |dice: &mut Dice| dice.between(60 * MILLISECOND, 300 * MILLISECOND);
@@ -103,6 +106,12 @@ impl Plan {
             Scenario::HandedOver => vec![(when(&mut dice), Fault::HandOver(dice.pick(&[0, 1])))],
             Scenario::Frozen => {
                 vec![(when(&mut dice), Fault::Freeze(0, dice.between(40 * MILLISECOND, 200 * MILLISECOND)))]
+            }
+            Scenario::Squeezed => {
+                let at = when(&mut dice);
+                let stands = dice.between(20 * MILLISECOND, 48 * MILLISECOND);
+                let cut = at + dice.between(0, 3 * MILLISECOND);
+                vec![(at, Fault::Freeze(0, stands)), (cut, Fault::Cut([false, true]))]
             }
             Scenario::Anything => {
                 let count = dice.between(1, 4);
@@ -118,7 +127,7 @@ impl Plan {
             ack_patience: 250 * MILLISECOND,
             hand_over_patience: 150 * MILLISECOND,
             lag_bound: 20 * MILLISECOND,
-            ..Timing::default()
+            ..if rough { dice.pick(&TIMINGS)() } else { Timing::default() }
         };
         Self {
             seed,
@@ -128,12 +137,24 @@ impl Plan {
             clocks: [0, 1].map(|_| (dice.between(0, 1 << 40), dice.between(0, 10_000) as i64 - 5_000)),
             loss: if rough { dice.pick(&[0, 10, 100, 300]) } else { 10 },
             delay: (20_000, if rough { dice.pick(&[100_000, 2_000_000, 12_000_000]) } else { 300_000 }),
-            arbiter: if rough { dice.pick(&[1, 10, 40]) * MILLISECOND } else { 8 * MILLISECOND },
+            arbiter: match scenario {
+                Scenario::Anything => dice.pick(&[1, 10, 40]) * MILLISECOND,
+                Scenario::Squeezed => 2 * MILLISECOND,
+                _ => 8 * MILLISECOND,
+            },
             capacity: dice.pick(&[4, 64]),
             alone: rough && dice.permille(100),
         }
     }
 }
+
+/// The sets of times that are tried.
+const TIMINGS: [fn() -> Timing; 4] = [
+    Timing::default,
+    Timing::default,
+    || Timing { heartbeat: 5 * MILLISECOND, missed: 3, margin_permille: 200, early: 1, ..Timing::default() },
+    || Timing { heartbeat: 20 * MILLISECOND, missed: 4, margin_permille: 50, early: 3, ..Timing::default() },
+];
 
 fn any_fault(dice: &mut Dice) -> Fault {
     let host = dice.pick(&[0, 1]);

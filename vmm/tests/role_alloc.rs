@@ -1,0 +1,80 @@
+//! The path from an ack to the gate, and from a batch to its ack, allocates nothing; nor does any other
+//! event of a pair at work.
+
+#![allow(clippy::print_stdout, reason = "the time per round is worth seeing")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::time::Instant;
+
+use tandem_vmm::role::action::Action;
+use tandem_vmm::role::event::{Batch, Verdict};
+use tandem_vmm::role::{Event, Moment, Side, Start, Timing};
+
+struct Counting;
+
+thread_local! {
+    static COUNT: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: every call is passed on to the system allocator unchanged; the counter is a plain thread-local cell.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: the memory came from `System.alloc` with this layout.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn pair(timing: Timing) -> (Side, Side) {
+    let start = Start { generation: 1, claimed: Some(0), alone: false };
+    let (mut primary, _) = Side::primary(timing, 256, start).unwrap();
+    let mut backup = Side::backup(timing, 256, Some(1)).unwrap();
+    primary.on(Moment::ZERO, Event::Verdict { generation: 1, verdict: Verdict::Won });
+    primary.on(Moment::ZERO, Event::Joined);
+    backup.on(Moment::ZERO, Event::Welcomed { generation: 1 });
+    (primary, backup)
+}
+
+#[test]
+fn a_pair_at_work_allocates_nothing() {
+    const ROUNDS: u64 = 100_000;
+    let (mut primary, mut backup) = pair(Timing::default());
+    let before = COUNT.with(Cell::get);
+    let mut gone = 0;
+    let start = Instant::now();
+    for sequence in 1..=ROUNDS {
+        // A batch with an output every 100 µs.
+        let now = Moment::from_nanos(sequence * 100_000);
+        primary.on(now, Event::Sent { sequence });
+        let number = primary.bind(sequence).unwrap();
+        let ack = backup.on_batch(now, &Batch { generation: 1, sequence, stamp: Some(now) }).unwrap();
+        assert!(primary.on_ack(now, &ack).is_none());
+        gone = primary.releasable(now);
+        assert_eq!(gone, number + 1);
+        primary.released(gone);
+        backup.on(now, Event::Executed { sequence, lag: 1_000, digest: sequence });
+        // Heartbeats both ways, when they are due.
+        if primary.deadline().is_some_and(|at| at <= now) {
+            for action in &primary.on(now, Event::Tick) {
+                let Action::SendHeartbeat(heartbeat) = action else { panic!("{action:?}") };
+                for answer in &backup.on(now, Event::Heartbeat(heartbeat)) {
+                    let Action::SendHeartbeat(heartbeat) = answer else { panic!("{answer:?}") };
+                    primary.on(now, Event::Heartbeat(heartbeat));
+                }
+            }
+        }
+    }
+    let time = start.elapsed();
+    assert_eq!(COUNT.with(Cell::get), before, "allocations");
+    assert_eq!(gone, ROUNDS);
+    println!("{ROUNDS} rounds, {} ns each, both sides, no allocation", time.as_nanos() / u128::from(ROUNDS));
+}
