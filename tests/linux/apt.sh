@@ -29,6 +29,7 @@ Dir::State "$dir";
 Dir::State::status "/var/lib/dpkg/status";
 Dir::State::extended_states "/var/lib/apt/extended_states";
 Dir::Cache "$dir/cache";
+Acquire::GzipIndexes "true";
 APT::Sandbox::User "root";
 DPkg::Lock::Timeout "600";
 EOF

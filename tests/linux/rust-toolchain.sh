@@ -1,7 +1,7 @@
 # Sourced after cache.sh: what Kbuild needs for Rust, as `.ci/install kernel` sets it up.
 # shellcheck shell=bash
 
-rust_version=$(rustc --version 2>/dev/null | awk '{ print $2 }')
+rust_version=$(rustc --version 2>/dev/null | awk '{ print $2 }') || rust_version=
 
 # rust_library: the directory of the standard library's source that belongs to this rustc, or nothing.
 rust_library() {
