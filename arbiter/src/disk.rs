@@ -17,7 +17,7 @@ use crate::backoff::Backoff;
 use crate::claim::{Claim, Side, Verdict, VmId};
 use crate::error::Error;
 use crate::medium::{Aligned, Medium};
-use crate::paxos::{Accepted, Block, COPIES, Contender, Look, Sector, Step, Written};
+use crate::paxos::{Accepted, Block, COPIES, Contender, Look, Sector, Step};
 use crate::record::{self, Cell, Defect, Header};
 use crate::state::{Backend, State};
 
@@ -171,16 +171,15 @@ impl<M: Medium> Disk<M> {
         loop {
             step = match step {
                 Step::Look => contender.looked(&self.look(claim.generation)?),
-                Step::Write { copy, block } => match self.write(claim.generation, claim.side, copy, block) {
-                    Ok(()) => contender.written(Written::Durably),
-                    Err(error) => {
+                Step::Write { copy, block } => {
+                    if let Err(error) = self.write(claim.generation, claim.side, copy, block) {
                         failed_writes += 1;
                         if failed_writes == FAILED_WRITES {
                             return Err(Error::from_io(&self.path, error));
                         }
-                        contender.written(Written::Perhaps)
                     }
-                },
+                    Step::Look
+                }
                 Step::Preempted => match backoff.pause() {
                     Ok(()) => Step::Look,
                     Err(retry_after) => return Ok(Verdict::Contended { retry_after }),

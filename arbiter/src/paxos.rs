@@ -136,7 +136,8 @@ impl Look {
 pub enum Step {
     /// Read all sectors, then call [`Contender::looked`].
     Look,
-    /// Write `block` into sector `copy` of this side, durably, then call [`Contender::written`].
+    /// Write `block` into sector `copy` of this side, durably, then go on as for [`Step::Look`]. An error, after
+    /// which the write may be on the disk, or not, or get there later, needs nothing else: the look will show.
     Write {
         /// Which of the side's sectors, below [`COPIES`].
         copy: usize,
@@ -151,15 +152,6 @@ pub enum Step {
     Superseded(u64),
     /// The end: no sector of this side can be read, so nothing can be decided. Does not come from a crash.
     Unreadable(Side),
-}
-
-/// How a write went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Written {
-    /// It is on the disk.
-    Durably,
-    /// An error: it may be on the disk, or not, or get there later.
-    Perhaps,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -178,8 +170,6 @@ pub struct Contender {
     proposal: Claim,
     incarnation: u64,
     stage: Stage,
-    /// The last write may still be under way, so the next look is not later than it.
-    unsure: bool,
 }
 
 impl Contender {
@@ -187,19 +177,13 @@ impl Contender {
     /// and generation uses, not even one with the same token. The first step is [`Step::Look`].
     #[must_use]
     pub const fn new(proposal: Claim, incarnation: u64) -> Self {
-        Self { proposal, incarnation, stage: Stage::Learn(None), unsure: false }
+        Self { proposal, incarnation, stage: Stage::Learn(None) }
     }
 
     /// What this contender proposes.
     #[must_use]
     pub const fn proposal(&self) -> &Claim {
         &self.proposal
-    }
-
-    /// The write asked for is over. The next step is always [`Step::Look`].
-    pub fn written(&mut self, written: Written) -> Step {
-        self.unsure = written == Written::Perhaps;
-        Step::Look
     }
 
     /// The look asked for is complete.
@@ -210,9 +194,6 @@ impl Contender {
         if let Some(side) = look.unreadable() {
             self.stage = Stage::Learn(None);
             return Step::Unreadable(side);
-        }
-        if std::mem::take(&mut self.unsure) {
-            return Step::Look; // this one may have begun before the write took effect
         }
         match self.stage {
             Stage::Learn(before) => self.learn(before, look),

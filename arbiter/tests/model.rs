@@ -5,7 +5,7 @@
 #![allow(clippy::print_stdout)] // the size of each state space
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
-use tandem_arbiter::paxos::{COPIES, Contender, Look, Sector, Step, Written};
+use tandem_arbiter::paxos::{COPIES, Contender, Look, Sector, Step};
 use tandem_arbiter::{Claim, Side, Token, VmId};
 
 /// One contender of a scene.
@@ -15,18 +15,22 @@ struct Role {
     generation: u64,
     /// How often it may crash and come back as a new process with a new token.
     restarts: u8,
+    /// It reads the four sectors one by one, in any order, instead of all at once.
+    piecemeal: bool,
 }
 
 const fn role(side: Side, generation: u64, restarts: u8) -> Role {
-    Role { side, generation, restarts }
+    Role { side, generation, restarts, piecemeal: false }
+}
+
+const fn piecemeal(side: Side, generation: u64) -> Role {
+    Role { side, generation, restarts: 0, piecemeal: true }
 }
 
 /// Who takes part, and what may happen to them.
 #[derive(Debug, Clone)]
 struct Scene {
     roles: Vec<Role>,
-    /// A look reads the four sectors one by one, in any order, instead of all at once.
-    piecemeal: bool,
     tearing: Tearing,
     /// How many writes in all may end in an error, having taken effect, or not, or being held up.
     errors: u8,
@@ -170,11 +174,6 @@ impl Process {
         self.follow(step);
         step
     }
-
-    fn wrote(&mut self, written: Written) {
-        let step = self.contender.written(written);
-        self.follow(step);
-    }
 }
 
 impl State {
@@ -220,7 +219,7 @@ impl State {
                 }
                 Doing::Write(copy, cell) | Doing::Writing(copy, cell) => {
                     disk[process.proposal().side.index()][copy] = cell;
-                    process.wrote(Written::Durably);
+                    process.doing = Doing::start();
                 }
                 Doing::Ended(Step::Decided(_) | Step::Superseded(_)) | Doing::Crashed => return true,
                 Doing::Ended(_) => return false,
@@ -265,7 +264,7 @@ impl Model for Scene {
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         for (index, process) in state.processes.iter().enumerate() {
             match &process.doing {
-                Doing::Look(seen) if self.piecemeal => {
+                Doing::Look(seen) if self.roles[index].piecemeal => {
                     let unread = (0..2).flat_map(|side| (0..COPIES).map(move |copy| (side, copy)));
                     let unread = unread.filter(|(side, copy)| seen[*side][*copy].is_none());
                     actions.extend(unread.map(|(side, copy)| Action::Read(index, side, copy)));
@@ -326,12 +325,12 @@ impl Model for Scene {
             }
             Action::Finish(index) => {
                 state.end_write(index, Fate::Done);
-                state.processes[index].wrote(Written::Durably);
+                state.processes[index].doing = Doing::start();
             }
             Action::Fail(index, fate) => {
                 state.errors -= 1;
                 state.end_write(index, fate);
-                state.processes[index].wrote(Written::Perhaps);
+                state.processes[index].doing = Doing::start();
             }
             Action::Crash(index, fate) => {
                 state.end_write(index, fate);
@@ -394,7 +393,7 @@ impl Model for Scene {
                 state.verdicts().any(|(p, claim)| claim != *p.proposal())
             }),
         ];
-        if !self.piecemeal {
+        if !self.roles.iter().any(|role| role.piecemeal) {
             properties
                 .push(Property::always("no win after a later generation is decided", |_, s: &State| {
                     !s.late_win
@@ -434,14 +433,13 @@ use Side::{Backup, Primary};
 /// Debug builds check smaller state spaces.
 const THOROUGH: bool = !cfg!(debug_assertions);
 
-const CALM: Scene =
-    Scene { roles: Vec::new(), piecemeal: false, tearing: Tearing::Never, errors: 0, late: false, rounds: 2 };
+const CALM: Scene = Scene { roles: Vec::new(), tearing: Tearing::Never, errors: 0, late: false, rounds: 2 };
 
 #[test]
 fn two_contenders_reading_sector_by_sector() {
-    let roles = vec![role(Primary, 1, 0), role(Backup, 1, 0)];
+    let roles = vec![piecemeal(Primary, 1), piecemeal(Backup, 1)];
     let tearing = if THOROUGH { Tearing::Visible } else { Tearing::Never };
-    check("piecemeal", Scene { roles, piecemeal: true, tearing, ..CALM });
+    check("piecemeal", Scene { roles, tearing, ..CALM });
 }
 
 #[test]
@@ -467,6 +465,12 @@ fn writes_held_up_on_the_way_to_the_disk() {
 fn a_frozen_process_beside_its_replacement() {
     let roles = vec![role(Primary, 1, 0), role(Primary, 1, 0), role(Backup, 1, 0)];
     check("frozen", Scene { roles, ..CALM });
+}
+
+#[test]
+fn a_replacement_reading_sector_by_sector() {
+    let roles = vec![role(Primary, 1, 0), piecemeal(Primary, 1), role(Backup, 1, 0)];
+    check("replacement", Scene { roles, rounds: 1, ..CALM });
 }
 
 #[test]
