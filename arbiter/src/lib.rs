@@ -43,11 +43,11 @@
 //!
 //! - **A file or block device** (iSCSI, NVMe over fabrics, multi-attached cloud disk, a file on a cluster file
 //!   system or NFS): Disk Paxos on plain sectors, written with O_DIRECT and O_DSYNC. Nothing is asked of the device
-//!   but that reads return what writes wrote. It survives: the crash of either contender between or within any
-//!   two sector writes; a torn write; one unreadable sector; a write or a host that is held up and lands
-//!   its stale sector later; an I/O error after which it is not known whether the write took effect. Unreadable
-//!   copies on both sides of a block are reported ([`Error::Corrupt`]), not guessed at. It is one disk:
-//!   when that is away, both sides wait.
+//!   but that reads return what writes wrote. It survives any one of: the crash of a contender between or
+//!   within any two sector writes; a torn write; an unreadable sector; a stale sector written late by a
+//!   frozen process, a held-up request or a crashed host; an I/O error after which it is not known whether the
+//!   write took effect. When both copies of a block are unreadable that is reported ([`Error::Corrupt`]), not
+//!   guessed at. It is one disk: when that is away, both sides wait. [`paxos`] has the protocol and its limits.
 //! - **A directory** (NFS, any cluster file system with hard links): a claim is a file, linked to the generation's
 //!   name by `link(2)`. It survives: the crash of either contender at any moment; a lost or repeated NFS
 //!   reply; a crash of the file server, as far as it keeps what it acknowledged as synced (NFS `sync`

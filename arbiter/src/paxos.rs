@@ -1,6 +1,6 @@
 //! Disk Paxos (Gafni and Lamport, "Disk Paxos", 2003) for the two sides of one generation on one disk, as a
 //! state machine without I/O: it says which sector to write or that it wants to look, and is told what came
-//! of it. What drives it is a file in [`crate::disk`] and a model checker in `tests/model.rs`.
+//! of it. It is driven by `disk.rs` and by a model checker in `tests/model.rs`.
 //!
 //! # The protocol
 //! Each side owns two sectors of a generation's slot, the two copies of its *block*. A contender picks a
@@ -10,30 +10,37 @@
 //! claim is decided. A higher ballot in either phase sends it back to the start.
 //!
 //! # What is added to the paper's protocol
-//! - **Two copies**, written one after the other. A write that a crash tears spoils one copy and leaves the
-//!   other as it was, so a slot is never unreadable for a crash.
+//! - **Two copies**, written one after the other, the one that says least first. A write that a crash tears
+//!   spoils one copy and leaves the other as it was, so a slot is never unreadable for a crash.
 //! - **One write per look.** Every sector write comes right after a look at the slot, and a phase ends only
-//!   with a look that began after the last write and shows both copies as they were written. A process that
-//!   was frozen, or whose write was held up on the way to the disk, can so spoil one sector with stale
-//!   contents before it sees that the world went on; the other copy still carries what was decided.
+//!   with a look that shows both copies as they were written. A process that was frozen, or whose write was
+//!   held up on the way to the disk, can so spoil one sector with stale contents before it sees that the
+//!   world went on; the other copy still carries what was decided. For the same reason a write that ends in an
+//!   error needs no treatment of its own: the look after it reads back what became of it.
 //! - **Evidence, not the newest copy.** A reader takes the highest promise and the highest accepted ballot of
-//!   all four sectors, whoever wrote them and whichever copy is newer. What a ballot proposes is unique, so
-//!   a contender may repeat in its block what it saw accepted elsewhere.
+//!   all four sectors, whoever wrote them and whichever copy is newer, and repeats what it sees accepted in
+//!   the block of its own first phase. It may: what a ballot proposes is unique. It must: its write may replace
+//!   the last sector that says so.
 //! - **Ballots carry an incarnation**, a random number of each run of the protocol, so that a contender that
 //!   crashed and came back never shares a ballot with its former self.
+//! - **Learning.** Two looks in a row at a claim accepted in both copies of a side, with nothing higher promised,
+//!   show that it is decided. So claiming what is decided writes nothing.
 //! - **Generations.** A look that shows any later generation ends the contest: superseded. Sectors of earlier
 //!   generations count as vacant.
 //!
 //! # Why two claims are never decided
 //! Let X decide claim v under ballot b. In its last look both of its copies said "b accepted v", and nothing
-//! above b was promised. Another contender with a ballot above b therefore wrote its promise after X's accept
-//! was on disk, looks after that, and finds v in at least one copy: whoever writes X's sectors apart from X is a former
-//! or later incarnation of the same side, has at most one stale write under way, and sees the other copy
+//! above b was promised. Another contender with a ballot above b therefore wrote its promise after the accept
+//! of X was in at least one copy, looks after that, and finds v: whoever writes X's sectors apart from X is
+//! another incarnation of the same side, has at most one stale write under way, and sees the other copy
 //! before its next. By induction on ballots everything accepted above b is v. A contender with a ballot
 //! below b finds b promised and does not decide.
 //!
-//! This holds with at most two processes at a time acting for the same side of a generation: the present one,
-//! and a former one that is frozen or has a write under way.
+//! # Limits
+//! The proof needs, of each side of a generation, at most two processes at a time: the present one, and a former
+//! one that is frozen or has a write under way. It needs that a sector being written reads as its old or new
+//! contents; garbage is harmless too, before a crash or after it, unless at that very moment a held-up write of a former
+//! process of the same side spoils the other copy.
 
 use crate::claim::{Claim, Side};
 

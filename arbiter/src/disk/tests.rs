@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::claim::Token;
+use crate::paxos::Ballot;
 
 const VM: VmId = VmId([7; 16]);
 const SLOTS: u32 = 16;
@@ -219,6 +220,46 @@ fn a_device_that_takes_no_writes_is_unreachable() {
     let error =
         disk.claim(claim_of(1, Side::Primary, 1), 1, Backoff::new(1, &mut wait)).expect_err("no verdict");
     assert!(matches!(error, Error::Unreachable { .. }) && error.is_transient(), "{error}");
+}
+
+/// A device on which the backup promises a higher ballot after each write of the primary.
+#[derive(Debug)]
+struct Rivalry(Memory);
+
+impl Medium for Rivalry {
+    fn sector_size(&self) -> usize {
+        self.0.sector_size()
+    }
+    fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read(buffer, offset)
+    }
+    fn write(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write(buffer, offset)?;
+        let geometry = Geometry::of(&header()).expect("in range");
+        let place = geometry.place(Side::Backup, 0, 1);
+        let round = self.0.0.borrow().writes as u64;
+        let promised = Ballot { round, side: Side::Backup, incarnation: 0 };
+        let cell = Cell { vm: VM, content: Some((1, Block { promised, accepted: None })) };
+        self.0.write(&cell.encode(place as u32), (RING_AT + geometry.at(place)) as u64)
+    }
+    fn ends_at(&self, length: u64) -> io::Result<bool> {
+        self.0.ends_at(length)
+    }
+    fn grow(&mut self, length: u64) -> io::Result<bool> {
+        self.0.grow(length)
+    }
+}
+
+#[test]
+fn contention_without_end_is_told() {
+    let (memory, _) = init();
+    let mut disk = Disk::open(Path::new("memory"), Rivalry(memory.clone())).expect("opens");
+    let mut waits = 0;
+    let mut wait = |_: Duration| waits += 1;
+    let verdict = disk.claim(claim_of(1, Side::Primary, 1), 1, Backoff::new(1, &mut wait));
+    assert!(matches!(verdict, Ok(Verdict::Contended { .. })), "{verdict:?}");
+    assert!(waits > 8, "{waits}");
+    assert_eq!(self::verdict(&mut open(&memory), 1, Side::Primary, 1), Verdict::Won, "the rival is gone");
 }
 
 #[test]
