@@ -380,9 +380,6 @@ impl Model for Scene {
             Property::always("a crash leaves every slot readable", |_, state: &State| {
                 !state.disk.iter().any(|copies| copies.iter().all(|cell| cell.sector == Sector::Unreadable))
             }),
-            Property::always("whoever is left alone comes to an end", |_, state: &State| {
-                state.processes.iter().all(|process| state.finishes_alone(process))
-            }),
             Property::sometimes("the primary wins", |_, state: &State| {
                 state.verdicts().any(|(p, claim)| claim == *p.proposal() && claim.side == Side::Primary)
             }),
@@ -393,6 +390,11 @@ impl Model for Scene {
                 state.verdicts().any(|(p, claim)| claim != *p.proposal())
             }),
         ];
+        if THOROUGH || self.roles.len() == 2 {
+            properties.push(Property::always("whoever is left alone comes to an end", |_, state: &State| {
+                state.processes.iter().all(|process| state.finishes_alone(process))
+            }));
+        }
         if !self.roles.iter().any(|role| role.piecemeal) {
             properties
                 .push(Property::always("no win after a later generation is decided", |_, s: &State| {
