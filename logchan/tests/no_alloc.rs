@@ -13,7 +13,7 @@ use tandem_logchan::backup::Next;
 use tandem_logchan::codec::access;
 use tandem_logchan::frame::{Flags, Kind};
 use tandem_logchan::handshake::{PreSharedKey, Side};
-use tandem_logchan::heartbeat::{Heartbeat, HeartbeatFlags, HeartbeatKey};
+use tandem_logchan::heartbeat::{Heartbeat, HeartbeatKey};
 use tandem_logchan::progress::Executed;
 use tandem_logchan::transport::tcp::TcpConfig;
 
@@ -111,7 +111,9 @@ fn heartbeats_allocate_nothing() {
     let key = HeartbeatKey::new(&PreSharedKey::new([1; 32]));
     let beat = Heartbeat {
         side: Side::Primary,
-        flags: HeartbeatFlags::LIVE,
+        standing: 1,
+        received: 7,
+        argument: 0,
         identity: [1; 8],
         generation: 1,
         counter: 1,

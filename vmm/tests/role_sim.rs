@@ -101,7 +101,7 @@ fn no_seed_breaks_the_protocol() {
             }
             Scenario::HandedOver => assert!(outcome.running && outcome.takeovers == 1, "{outcome:?}"),
             Scenario::Killed | Scenario::Frozen | Scenario::Squeezed => {
-                assert!(outcome.running, "{outcome:?}")
+                assert!(outcome.running, "{outcome:?}");
             }
             Scenario::Anything => {}
         }

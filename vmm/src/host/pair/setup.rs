@@ -47,7 +47,7 @@ use crate::replay::batch::SCHEMA;
 use crate::replay::run::Run;
 use crate::role::action::Actions;
 use crate::role::event::Event;
-use crate::role::side::Start;
+use crate::role::joining::Start;
 use crate::role::{Side, Timing};
 
 /// Patience with a peer that shakes hands.
