@@ -36,8 +36,8 @@ static ALLOCATOR: Counting = Counting;
 
 fn pair(timing: Timing) -> (Side, Side) {
     let start = Start { generation: 1, claimed: Some(0), alone: false };
-    let (mut primary, _) = Side::primary(timing, 256, start).unwrap();
-    let mut backup = Side::backup(timing, 256, Some(1)).unwrap();
+    let (mut primary, _) = Side::primary(timing, 256, start).expect("the timing is valid");
+    let mut backup = Side::backup(timing, 256, Some(1)).expect("the timing is valid");
     primary.on(Moment::ZERO, Event::Verdict { generation: 1, verdict: Verdict::Won });
     primary.on(Moment::ZERO, Event::Joined);
     backup.on(Moment::ZERO, Event::Welcomed { generation: 1 });
