@@ -1,5 +1,5 @@
 # Sourced: Debian packages from suites that the machine itself does not follow, without changing the machine's sources.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154
 
 debian_release() { . /etc/os-release && echo "${VERSION_CODENAME:-unknown}"; }
 

@@ -21,7 +21,7 @@ fetch_source() {
     done
     xz --decompress --stdout --threads=2 "$into/usr/src/$package.tar.xz" |
         tar -C "$into/build" -x --strip-components=1 --wildcards "${skip[@]/#/--exclude=}"
-    rm -r "$into/usr"
+    rm -r "${into:?}/usr"
     echo "$package $version" >"$into/source-package"
 }
 

@@ -1,5 +1,5 @@
 # Sourced after cache.sh: what Kbuild needs for Rust, as `.ci/install kernel` sets it up.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154
 
 rust_version=$(rustc --version 2>/dev/null | awk '{ print $2 }') || rust_version=
 
