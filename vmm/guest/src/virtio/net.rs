@@ -167,6 +167,12 @@ impl<R: Registers> Net<R> {
         if self.transmit.free.is_empty() { self.transmit.reclaim() } else { self.receive.queue.has_used() }
     }
 
+    /// Whether there is room for a frame to send, as far as is known.
+    #[must_use]
+    pub fn can_send(&self) -> bool {
+        !self.transmit.free.is_empty()
+    }
+
     /// Asks for an interrupt when [`Self::is_ready`] next becomes true. It must be looked at once more
     /// afterwards.
     pub fn arm(&mut self) {
