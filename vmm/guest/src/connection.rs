@@ -334,6 +334,17 @@ pub(crate) mod tests {
         }
     }
 
+    #[test]
+    fn little_memory_refuses_and_none_ends_the_connection() {
+        let set = request(&[b"SET".to_vec(), b"k".to_vec(), Vec::from([b'x'; 1000])]);
+        let requests = [set, request(&[b"PING".to_vec()])];
+        let (replies, ..) = feed_with(800, &requests);
+        assert_eq!(replies[0].as_bytes(), format!("-{OUT_OF_MEMORY}\r\n").as_bytes());
+        assert_eq!(replies[1].as_bytes(), b"+PONG\r\n");
+        let (replies, _, connection) = feed_with(0, &requests);
+        assert!(replies.iter().all(|reply| reply.as_bytes().is_empty()) && connection.closing());
+    }
+
     fn heavy_request() -> impl Strategy<Value = Vec<u8>> {
         let words = || proptest::collection::vec(proptest::collection::vec(b'a'..=b'z', 1..40), 2..20);
         let names = &[

@@ -164,11 +164,13 @@ pub(super) fn zrange(call: &mut Call<'_>) -> Result<(), Error> {
         5 if call.is(4, "withscores") => true,
         _ => return Err(Error::Syntax),
     };
-    let members =
-        sorted(&mut call.engine.store, call.arguments.at(1))?.map_or(&[][..], |sorted| sorted.members());
-    let members = &members[span(start, stop, members.len())];
-    call.reply.array(members.len() * if with_scores { 2 } else { 1 });
-    for (score, member) in members {
+    let Some(sorted) = sorted(&mut call.engine.store, call.arguments.at(1))? else {
+        call.reply.array(0);
+        return Ok(());
+    };
+    let range = span(start, stop, sorted.len());
+    call.reply.array(range.len() * if with_scores { 2 } else { 1 });
+    for (score, member) in sorted.members().skip(range.start).take(range.len()) {
         call.reply.bulk(member);
         if with_scores {
             call.reply.float(*score);
