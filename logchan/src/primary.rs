@@ -19,7 +19,7 @@ use crate::transport::{ReceiveHalf, SendHalf, Wake};
 #[derive(Debug, Error)]
 pub enum AppendError {
     /// The bounded buffer has no room: the backup, or the network to it, is slower than the machine.
-    /// Stall, flush, and try again once [`AckState::news`] rings.
+    /// Stall: flush, wait for [`AckState::news`] with a timeout of a millisecond or so, and try again.
     #[error("the log buffer is full: {queued} of {capacity} bytes wait for the network")]
     Full {
         /// Bytes that wait.

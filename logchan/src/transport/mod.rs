@@ -43,7 +43,7 @@ pub enum TransportError {
     },
     /// io_uring is switched off for this process.
     #[error(
-        "io_uring is not available ({source}): needs Linux 5.11 or newer, sysctl kernel.io_uring_disabled=0 \
+        "io_uring is not available ({source}): needs Linux 6.0 or newer, sysctl kernel.io_uring_disabled=0 \
          (or =1 and membership in kernel.io_uring_group), and a seccomp or container policy that allows it"
     )]
     NoUring {

@@ -8,7 +8,7 @@
 //!
 //! A dead peer is noticed by heartbeats, not by TCP: no keep-alive and no user timeout is set.
 
-use io_uring::{IoUring, squeue};
+use io_uring::{IoUring, Probe, opcode, squeue};
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
@@ -112,7 +112,10 @@ fn ring(builder: &mut io_uring::Builder, entries: u32) -> Result<IoUring, Transp
         Some(libc::ENOSYS | libc::EPERM) => TransportError::NoUring { source },
         _ => TransportError::io("set up io_uring")(source),
     })?;
-    if ring.params().is_feature_ext_arg() && ring.params().is_feature_nodrop() {
+    // Zero-copy sends came with Linux 6.0, after everything else that is used here.
+    let mut known = Probe::new();
+    let probed = ring.submitter().register_probe(&mut known);
+    if probed.is_ok() && known.is_supported(opcode::SendZc::CODE) {
         Ok(ring)
     } else {
         Err(TransportError::NoUring { source: io::Error::from_raw_os_error(libc::ENOSYS) })

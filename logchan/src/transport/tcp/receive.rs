@@ -60,6 +60,8 @@ struct Engine {
     reply: Reply,
     /// Rings with a single issuer belong to the thread that enables them: the first that waits.
     enabled: bool,
+    /// What completions brought that no wait has told yet.
+    news: Wake,
     fault: Option<TransportError>,
     spin: Duration,
 }
@@ -93,6 +95,7 @@ impl Engine {
             watching: false,
             reply: Reply::Idle,
             enabled,
+            news: Wake::default(),
             fault: None,
             spin: config.spin,
         })
@@ -145,9 +148,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes in completions, without a system call.
-    fn reap(&mut self) -> Wake {
-        let mut wake = Wake::default();
+    /// Takes in completions, without a system call. Whether there is anything to tell.
+    fn reap(&mut self) -> bool {
         let mut unsent = None;
         for entry in self.ring.completion() {
             let result = entry.result();
@@ -155,7 +157,7 @@ impl Engine {
                 (RECEIVE, 1..) => {
                     self.end += result as usize;
                     self.receiving = false;
-                    wake.data = true;
+                    self.news.data = true;
                 }
                 (RECEIVE, 0) => {
                     self.receiving = false;
@@ -170,18 +172,18 @@ impl Engine {
                 }
                 (WOKEN, _) => {
                     self.listening = false;
-                    wake.woken |= result == 8;
+                    self.news.woken |= result == 8;
                 }
                 (WATCHED, _) => {
                     self.watching = false;
-                    wake.watched |= result > 0;
+                    self.news.watched |= result > 0;
                 }
                 (REPLY, _) => unsent = Some(result),
                 _ => {}
             }
         }
         self.settle_reply(unsent);
-        wake
+        self.news != Wake::default() || self.fault.is_some()
     }
 
     /// What became of the replies; to be called after the system call that submitted them.
@@ -224,18 +226,19 @@ impl Engine {
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> Result<Wake, TransportError> {
-        let mut wake = self.reap();
-        if wake == Wake::default() && self.fault.is_none() {
-            self.arm()?;
-            wake = self.spin()?;
-            if wake == Wake::default() && self.fault.is_none() {
-                self.enter(1, timeout)?;
-                wake = self.reap();
+        if self.reap() {
+            if self.replies.queued() > 0 {
+                self.push()?;
             }
-        } else if self.replies.queued() > 0 {
-            self.push()?;
+        } else {
+            self.arm()?;
+            if !self.spin()? {
+                self.enter(1, timeout)?;
+                self.reap();
+            }
         }
-        // What came in before the fault is handed out first.
+        // What came in before a fault is handed out first.
+        let wake = std::mem::take(&mut self.news);
         match self.fault.take_if(|_| wake == Wake::default()) {
             Some(fault) => Err(fault),
             None => Ok(wake),
@@ -243,20 +246,25 @@ impl Engine {
     }
 
     fn push(&mut self) -> Result<(), TransportError> {
+        // Replies sent on the spot before are settled by now, and make room for these.
+        self.reap();
         self.arm()?;
         self.enter(0, None)
     }
 
-    fn spin(&mut self) -> Result<Wake, TransportError> {
+    /// Looks for completions until there are some or the time to spin is over.
+    fn spin(&mut self) -> Result<bool, TransportError> {
         if self.spin.is_zero() {
-            return Ok(Wake::default());
+            return Ok(false);
         }
         let end = Instant::now() + self.spin;
         loop {
             self.enter(0, None)?;
-            let wake = self.reap();
-            if wake != Wake::default() || self.fault.is_some() || Instant::now() >= end {
-                return Ok(wake);
+            if self.reap() {
+                return Ok(true);
+            }
+            if Instant::now() >= end {
+                return Ok(false);
             }
         }
     }

@@ -47,6 +47,20 @@ fn bytes_cross_both_ways() {
 }
 
 #[test]
+fn pushes_in_a_row_each_send_and_lose_no_news() {
+    let (mut send, mut acks, mut log) = link(&TcpConfig::default());
+    commit(&mut send, b"news");
+    send.flush().unwrap();
+    for round in 0..10 {
+        assert!(log.reply(&[round; 10]).unwrap());
+        log.push().unwrap();
+        assert_eq!(receive(&mut acks, 10), [round; 10]);
+    }
+    assert!(log.wait(Some(Duration::ZERO)).unwrap().data, "came in during a push");
+    assert_eq!(log.data(), b"news");
+}
+
+#[test]
 fn spinning_receives_too() {
     let config = TcpConfig { spin: Duration::from_millis(2), ..TcpConfig::default() };
     let (mut send, _acks, mut log) = link(&config);
