@@ -274,6 +274,14 @@ impl<D: Duplex> LogReceiver<D> {
     }
 }
 
+/// Whoever drops the receiver ends the log: the replay must not sleep for ever.
+impl<D> Drop for LogReceiver<D> {
+    fn drop(&mut self) {
+        self.ring.close();
+        self.frames.ring();
+    }
+}
+
 /// Hands frames to the replay, where they lie in the ring.
 #[derive(Debug)]
 pub struct LogReader {

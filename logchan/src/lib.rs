@@ -26,6 +26,9 @@ pub mod ack;
 /// The backup's end: frames off the wire into the ring, acknowledged on receipt.
 pub mod backup;
 
+/// From a connected stream to a channel, in one call.
+pub mod channel;
+
 /// rkyv archives in frames: encoding without allocation, validated access in place.
 pub mod codec;
 

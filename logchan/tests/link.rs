@@ -406,6 +406,21 @@ fn a_dead_primary_leaves_its_log_to_be_drained() {
 }
 
 #[test]
+fn a_receiver_that_is_dropped_ends_the_log_for_a_sleeping_reader() {
+    let ((mut sender, _acks, mut receiver, mut reader), ..) = in_process(0);
+    sender.append(Kind::Batch, Flags::OUTPUT, 0, &batch(0, 10)).unwrap();
+    receiver.poll(SHORT).unwrap();
+    let replay = std::thread::spawn(move || {
+        assert!(matches!(reader.next(None).unwrap(), Next::Frame(_)));
+        reader.release();
+        matches!(reader.next(None).unwrap(), Next::End)
+    });
+    std::thread::sleep(Duration::from_millis(20));
+    drop(receiver);
+    assert!(replay.join().unwrap());
+}
+
+#[test]
 fn a_cut_link_is_silence_that_the_caller_sees_in_the_ack_state() {
     let ((mut sender, mut acks, mut receiver, _reader), faults, _) = in_process(0);
     sender.heartbeat(5).unwrap();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tandem_logchan::ack::AckState;
 use tandem_logchan::backup::{self, LogReader, LogReceiver};
+use tandem_logchan::channel;
 use tandem_logchan::codec::SchemaDigest;
 use tandem_logchan::handshake::{self, Agreed, Hello, Identity, PreSharedKey, Side};
 use tandem_logchan::primary::{AckReceiver, LogSender};
@@ -101,16 +102,19 @@ pub(crate) fn shaken(encrypt: bool) -> [(TcpStream, Agreed); 2] {
 }
 
 pub(crate) fn over_sealed_tcp() -> Boxed {
-    let config = TcpConfig::default();
-    let [(primary, agreed), (backup, agreed_there)] = shaken(true);
-    let (ours, theirs) = (agreed.session.unwrap(), agreed_there.session.unwrap());
-    let (send, receive) = tcp::primary(primary, &config).unwrap();
-    ends(
-        Box::new(SealedSend::new(send, ours.clone())),
-        Box::new(SealedReceive::new(receive, ours)),
-        Box::new(SealedDuplex::new(tcp::backup(backup, &config).unwrap(), theirs)),
-        0,
-    )
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (config, patience) = (TcpConfig::default(), Duration::from_secs(10));
+    let primary = std::thread::spawn(move || {
+        let stream = tcp::connect(address, patience).unwrap();
+        let key = PreSharedKey::new([7; 32]);
+        channel::primary(stream, hello(Side::Primary, true), &key, &config, patience).unwrap()
+    });
+    let (stream, key) = (listener.accept().unwrap().0, PreSharedKey::new([7; 32]));
+    let there = channel::backup(stream, hello(Side::Backup, true), &key, &config, patience, 0).unwrap();
+    let here = primary.join().unwrap();
+    assert!(here.agreed.session.is_some() && there.agreed.session.is_some());
+    (here.sender, here.acks, there.receiver, there.reader)
 }
 
 pub(crate) fn in_process_sealed() -> (Boxed, inproc::Faults, inproc::Faults) {
