@@ -214,8 +214,8 @@ mod tests {
     #[test]
     fn what_is_no_heartbeat_is_named() {
         let good = BEAT.encode(&key(1));
-        assert_eq!(Heartbeat::decode(&good[..63], &key(1)), Err(HeartbeatError::Length(63)));
-        assert_eq!(Heartbeat::decode(&[0; 64], &key(1)), Err(HeartbeatError::Magic([0; 4])));
+        assert_eq!(Heartbeat::decode(&good[..LEN - 1], &key(1)), Err(HeartbeatError::Length(LEN - 1)));
+        assert_eq!(Heartbeat::decode(&[0; LEN], &key(1)), Err(HeartbeatError::Magic([0; 4])));
         let signed = |at: usize, byte: u8| {
             let mut bytes = good;
             bytes[at] = byte;

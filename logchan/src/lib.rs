@@ -20,43 +20,43 @@
 #![cfg_attr(not(test), warn(clippy::expect_used))]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-/// Acknowledgements: what the backup has received and executed.
+// Acknowledgements: what the backup has received and executed.
 pub mod ack;
 
-/// The backup's end: frames off the wire into the ring, acknowledged on receipt.
+// The backup's end: frames off the wire into the ring, acknowledged on receipt.
 pub mod backup;
 
-/// From a connected stream to a channel, in one call.
+// From a connected stream to a channel, in one call.
 pub mod channel;
 
-/// rkyv archives in frames: encoding without allocation, validated access in place.
+// rkyv archives in frames: encoding without allocation, validated access in place.
 pub mod codec;
 
-/// Sleeping until another thread has news.
+// Sleeping until another thread has news.
 pub mod doorbell;
 
-/// The fixed header around every payload, and its checks.
+// The fixed header around every payload, and its checks.
 pub mod frame;
 
-/// Who may talk to whom: versions, identity of the machine, pre-shared key.
+// Who may talk to whom: versions, identity of the machine, pre-shared key.
 pub mod handshake;
 
-/// Heartbeat datagrams.
+// Heartbeat datagrams.
 pub mod heartbeat;
 
-/// Why a channel was given up.
+// Why a channel was given up.
 pub mod loss;
 
-/// The primary's end: append, flush, acknowledgements.
+// The primary's end: append, flush, acknowledgements.
 pub mod primary;
 
-/// How far the replay has come, published without a lock.
+// How far the replay has come, published without a lock.
 pub mod progress;
 
-/// A bounded ring of frames between two threads.
+// A bounded ring of frames between two threads.
 pub mod ring;
 
-/// What carries the bytes.
+// What carries the bytes.
 pub mod transport;
 
 mod sync;

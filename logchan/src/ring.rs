@@ -282,7 +282,6 @@ impl Storage {
     fn layout(capacity: usize) -> Layout {
         // No more than malloc's own alignment: so the zeroed pages come from the kernel as they are touched,
         // and a large ring costs nothing until it is used.
-        // A capacity near isize::MAX would be no ring; the allocation itself decides what is too much.
         Layout::from_size_align(capacity, ALIGN).unwrap_or(Layout::new::<[u128; 2]>())
     }
 

@@ -7,7 +7,9 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
-/// Page-aligned memory of a fixed size that never moves.
+use crate::frame::ALIGN;
+
+/// Memory of a fixed size that never moves, aligned to [`ALIGN`].
 #[derive(Debug)]
 pub(crate) struct Memory {
     base: NonNull<u8>,
@@ -29,7 +31,9 @@ impl Memory {
     }
 
     fn layout(len: usize) -> Layout {
-        Layout::from_size_align(len, 4096).unwrap_or(Layout::new::<[u8; 4096]>())
+        // No more than malloc's own alignment: so the zeroed pages come from the kernel as they are touched,
+        // and a large buffer costs nothing until it is used.
+        Layout::from_size_align(len, ALIGN).unwrap_or(Layout::new::<[u128; 2]>())
     }
 
     pub(crate) const fn len(&self) -> usize {

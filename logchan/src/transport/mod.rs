@@ -17,13 +17,13 @@ use thiserror::Error;
 
 mod buffer;
 
-/// Within one process, for tests: with delay, cut and corruption on demand.
+// Within one process, for tests: with delay, cut and corruption on demand.
 pub mod inproc;
 
-/// A Noise session around any other transport.
+// A Noise session around any other transport.
 pub mod sealed;
 
-/// TCP over io_uring.
+// TCP over io_uring.
 pub mod tcp;
 
 /// Why a transport failed.

@@ -200,3 +200,18 @@ fn what_nobody_takes_is_told() {
     let outcome = send.finish(Duration::from_millis(50));
     assert!(matches!(outcome, Err(TransportError::Unsent { unsent: 1.., .. })), "{outcome:?}");
 }
+
+#[test]
+fn a_watched_descriptor_ends_the_wait_as_long_as_it_is_readable() {
+    let (_send, _acks, mut log) = link(&TcpConfig::default());
+    let (mut writer, reader) = std::os::unix::net::UnixStream::pair().unwrap();
+    log.watch(reader.try_clone().unwrap().into()).unwrap();
+    assert_eq!(log.wait(Some(Duration::from_millis(5))).unwrap(), Wake::default());
+    std::io::Write::write_all(&mut writer, b"x").unwrap();
+    for _ in 0..3 {
+        assert!(log.wait(Some(Duration::from_secs(5))).unwrap().watched);
+    }
+    std::io::Read::read_exact(&mut &reader, &mut [0]).unwrap();
+    let _armed_while_readable = log.wait(Some(Duration::ZERO)).unwrap();
+    assert_eq!(log.wait(Some(Duration::from_millis(5))).unwrap(), Wake::default());
+}
