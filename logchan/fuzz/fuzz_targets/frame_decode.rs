@@ -13,6 +13,7 @@ use tandem_logchan::codec::access;
 use tandem_logchan::frame::{Envelope, Frame, HEADER_LEN, MAGIC};
 
 #[derive(Archive, Serialize)]
+#[allow(dead_code)]
 struct Batch {
     position: u64,
     entries: Vec<Entry>,
@@ -21,6 +22,7 @@ struct Batch {
 }
 
 #[derive(Archive, Serialize)]
+#[allow(dead_code)]
 enum Entry {
     Time { nanos: u64 },
     Packet { nic: u8, at: u32, len: u32 },
