@@ -40,6 +40,8 @@ struct Bounds {
     hand_overs: u8,
     leaves: u8,
     divergences: u8,
+    /// The backup takes its time to execute.
+    lazy: bool,
     /// Starts from nothing instead of from a pair, and processes may start again.
     from_start: bool,
     /// What must happen in some run, for the check to mean something.
@@ -447,6 +449,7 @@ fn broken_channel() {
         ticks: 3,
         outputs: 1,
         cuts: 1,
+        lazy: true,
         reaches: &[RUNS_ALONE, TAKES_OVER, LOSER_HALTS, BACKUP_HALTS, RACE, FROZEN, HELD_LEASE, DELIVERED],
         ..Bounds::default()
     });
@@ -497,6 +500,7 @@ fn divergence() {
         outputs: 1,
         cuts: 1,
         divergences: 1,
+        lazy: true,
         reaches: &[RUNS_ALONE, TAKES_OVER, DIVERGED, DELIVERED],
         ..Bounds::default()
     });

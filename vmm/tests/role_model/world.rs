@@ -162,7 +162,7 @@ impl World {
 
     /// Does what commutes with everything else, and forgets what can have no effect any more.
     pub(crate) fn settle(&mut self, bounds: &Bounds) {
-        if bounds.divergences == 0
+        if !bounds.lazy
             && let Some(sequence) = self.to_execute()
         {
             self.kept = Some(self.base + sequence);

@@ -136,7 +136,12 @@ impl Plan {
             timing,
             clocks: [0, 1].map(|_| (dice.between(0, 1 << 40), dice.between(0, 10_000) as i64 - 5_000)),
             loss: if rough { dice.pick(&[0, 10, 100, 300]) } else { 10 },
-            delay: (20_000, if rough { dice.pick(&[100_000, 2_000_000, 12_000_000]) } else { 300_000 }),
+            delay: match scenario {
+                Scenario::Anything => (20_000, dice.pick(&[100_000, 2_000_000, 12_000_000])),
+                // Acks are on their way at any moment.
+                Scenario::Squeezed => (20_000, 3_000_000),
+                _ => (20_000, 300_000),
+            },
             arbiter: match scenario {
                 Scenario::Anything => dice.pick(&[1, 10, 40]) * MILLISECOND,
                 Scenario::Squeezed => 2 * MILLISECOND,
