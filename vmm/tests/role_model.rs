@@ -1,13 +1,13 @@
-//! Model checking of the protocol: every order of everything, for small bounds, over the very state
-//! machines that the host runs.
+//! Model checking of the protocol: every order of everything, for small bounds, over the very state machines
+//! that the host runs.
 //!
-//! Time is a small number of ticks, one heartbeat each. Nothing forces a side to act when its time has come: a
-//! side may be frozen at any point, for any time, and then finds its messages in any order. Of each kind of
-//! datagram the latest is on its way: it can be delivered at any later time, any number of times, or
-//! never, until a later one of that kind replaces it. (An older stamp or echo says less than a
-//! newer one, so nothing dangerous is lost by that; the simulator has the old ones too.) The log channel
-//! keeps its order; it can break at any time, each end learning of it or not. The arbiter may answer late,
-//! not at all, or say that it is unreachable although the claim has effect or will have it later.
+//! Time is a small number of ticks, one heartbeat each. Nothing forces a side to act when its time has come:
+//! a side may be frozen at any point, for any time, and then finds its messages in any order. Of each kind
+//! of datagram the latest is on its way: it can be delivered at any later time, any number of times, or
+//! never, until a later one of that kind replaces it. (An older stamp or echo says less than a newer one, so
+//! nothing dangerous is lost by that; the simulator has the old ones too.) The log channel keeps its order;
+//! it can break at any time, each end learning of it or not. The arbiter may answer late, not at all, or say
+//! that it is unreachable although the claim has effect or will have it later.
 //!
 //! `TANDEM_TICKS=1` searches every scenario one tick deeper, in some minutes.
 

@@ -22,7 +22,8 @@ pub enum Action {
         /// The generation to claim.
         generation: u64,
     },
-    /// A primary: stop the guest between two instructions, flush the log, say [`super::Event::GuestStopped`].
+    /// A primary: stop the guest between two instructions, flush the log, say
+    /// [`super::Event::GuestStopped`].
     StopGuest,
     /// A primary: let the stopped guest run on.
     ResumeGuest,
@@ -32,8 +33,8 @@ pub enum Action {
     Throttle(Level),
     /// Close the log channel. A primary logs no more; a backup acknowledges nothing more.
     CloseChannel,
-    /// A backup, drained and with the right to: be the machine. Announce its addresses, re-issue disk requests in flight,
-    /// let outputs out, go on from the last logged time.
+    /// A backup, drained and with the right to: be the machine. Announce its addresses, re-issue disk
+    /// requests in flight, let outputs out, go on from the last logged time.
     GoLive {
         /// The generation it won.
         generation: u64,

@@ -1,5 +1,5 @@
-//! Going to the arbiter, until it has answered. A claim cannot be withdrawn: even one that got no answer may have
-//! taken effect, so whoever has asked once must ask until it knows.
+//! Going to the arbiter, until it has answered. A claim cannot be withdrawn: even one that got no answer may
+//! have taken effect, so whoever has asked once must ask until it knows.
 
 use super::action::{Action, Actions, Report};
 use super::event::Verdict;

@@ -2,16 +2,16 @@
 
 use super::moment::Moment;
 
-/// One thing that happened on this host, to be given to [`super::Side::on`] with the time at which it
-/// is handled (not the time at which it happened: a stopped process finds old messages).
+/// One thing that happened on this host, to be given to [`super::Side::on`] with the time at which it is
+/// handled (not the time at which it happened: a stopped process finds old messages).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
     /// [`super::Side::deadline`] has come. Early, late and spurious ticks do no harm.
     Tick,
     /// A heartbeat of the peer arrived: by datagram, in any order, any number of times.
     Heartbeat(Heartbeat),
-    /// A primary that waits, or a live side: a backup is ready to be taken in. It is committed to at
-    /// once; the host sends the backup its welcome only on [`super::Action::Welcome`].
+    /// A primary that waits, or a live side: a backup is ready to be taken in. It is committed to at once;
+    /// the host sends the backup its welcome only on [`super::Action::Welcome`].
     Joined,
     /// A backup that waits: the primary's welcome came, for this generation.
     Welcomed {
@@ -60,12 +60,14 @@ pub enum Event {
     HandOver,
     /// The operator wants this side to end (SIGTERM).
     Leave,
-    /// A primary: the guest stands still as [`super::Action::StopGuest`] asked, all its log is in the channel.
+    /// A primary: the guest stands still as [`super::Action::StopGuest`] asked, all its log is in the
+    /// channel.
     GuestStopped {
         /// Sequence number of the last batch.
         sequence: u64,
     },
-    /// The guest ended by its own wish. On a primary: its log is in the channel, up to the entry that says so.
+    /// The guest ended by its own wish. On a primary: its log is in the channel, up to the entry that says
+    /// so.
     GuestEnded {
         /// Sequence number of the batch with that entry.
         sequence: u64,
@@ -95,8 +97,8 @@ pub enum Standing {
     Paired,
     /// A backup whose operator wants it to take over.
     WantsHandOver,
-    /// A primary that has stopped its guest, has released every output and will release none any more
-    /// unless it wins the next generation. The log ends here.
+    /// A primary that has stopped its guest, has released every output and will release none any more unless
+    /// it wins the next generation. The log ends here.
     HandedOver {
         /// Sequence number of the last batch.
         sequence: u64,

@@ -1,5 +1,5 @@
-//! The Output Rule ("the paper", section 2.2): nothing leaves before the log that led to it is
-//! acknowledged, and, our addition, before a lease says that the backup is not live.
+//! The Output Rule ("the paper", section 2.2): nothing leaves before the log that led to it is acknowledged,
+//! and, our addition, before a lease says that the backup is not live.
 //!
 //! The gate counts; the outputs themselves wait in a queue of the host, in the same order. Outputs are
 //! numbered from zero. It allocates once, when it is made.
@@ -91,8 +91,8 @@ impl Gate {
         self.lease.on_echo(now, stamp);
     }
 
-    /// All outputs with a number below this may leave at `now`. Ask with a fresh clock right before
-    /// sending: the answer is good for [`Timing::slack`].
+    /// All outputs with a number below this may leave at `now`. Ask with a fresh clock right before sending:
+    /// the answer is good for [`Timing::slack`].
     #[must_use]
     pub fn releasable(&self, now: Moment) -> u64 {
         match self.rule {

@@ -1,5 +1,5 @@
-//! The heartbeat as a datagram: 64 bytes, little endian, with a checksum against the wire's errors. It
-//! does not authenticate: the host wraps it in what does.
+//! The heartbeat as a datagram: 64 bytes, little endian, with a checksum against the wire's errors. It does
+//! not authenticate: the host wraps it in what does.
 //!
 //! | bytes | |
 //! |---|---|

@@ -1,5 +1,5 @@
-//! The lease: the primary's right to release output, and the promise of the backup that backs it.
-//! Why the two fit together is said in the module text of [`super`].
+//! The lease: the primary's right to release output, and the promise of the backup that backs it. Why the
+//! two fit together is said in the module text of [`super`].
 
 use super::moment::Moment;
 use super::timing::Timing;
@@ -18,8 +18,8 @@ impl Lease {
         Self { length: timing.lease(), until: Moment::ZERO }
     }
 
-    /// The peer echoed `stamp`, a moment of this side's own clock. Order and repetition do not matter.
-    /// A stamp from the future was never sent by this side and grants nothing.
+    /// The peer echoed `stamp`, a moment of this side's own clock. Order and repetition do not matter. A
+    /// stamp from the future was never sent by this side and grants nothing.
     pub fn on_echo(&mut self, now: Moment, stamp: Moment) {
         if stamp <= now {
             self.until = self.until.max(stamp + self.length);
@@ -39,7 +39,8 @@ impl Lease {
     }
 }
 
-/// The backup's half: not live before `silence bound` after the receipt of the newest stamp it may have echoed.
+/// The backup's half: not live before `silence bound` after the receipt of the newest stamp it may have
+/// echoed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Promise {
     bound: u64,
@@ -96,8 +97,8 @@ mod tests {
     }
 
     proptest! {
-        /// Any stamps, delays, losses and orders: with the clocks at their worst, the lease has ended by
-        /// the slack before the promise has.
+        /// Any stamps, delays, losses and orders: with the clocks at their worst, the lease has ended by the
+        /// slack before the promise has.
         #[test]
         fn the_lease_ends_before_the_promise(
             sends in proptest::collection::vec((0u64..20_000_000, 0u64..80_000_000, any::<bool>(), 0u64..80_000_000), 1..40),

@@ -4,9 +4,9 @@ use std::ops::Add;
 
 /// Nanoseconds of the local monotonic clock.
 ///
-/// Two sides' moments have nothing to do with each other but their rate, which is assumed equal within
-/// one per cent. The clock must go on while the process is stopped and while the host sleeps: on Linux
-/// that is `CLOCK_BOOTTIME`, since `CLOCK_MONOTONIC` stands still in suspend.
+/// Two sides' moments have nothing to do with each other but their rate, which is assumed equal within one
+/// per cent. The clock must go on while the process is stopped and while the host sleeps: on Linux that is
+/// `CLOCK_BOOTTIME`, since `CLOCK_MONOTONIC` stands still in suspend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(u64);
 

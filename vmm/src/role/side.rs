@@ -119,8 +119,8 @@ impl Side {
         Ok((Self::new(timing, capacity, role)?, actions))
     }
 
-    /// A backup, which waits for its primary's welcome. `claimed` is the latest generation that the arbiter said was
-    /// claimed, if it could be asked.
+    /// A backup, which waits for its primary's welcome. `claimed` is the latest generation that the arbiter
+    /// said was claimed, if it could be asked.
     ///
     /// # Errors
     /// The timing contradicts itself.
@@ -143,8 +143,8 @@ impl Side {
         actions
     }
 
-    /// The short way of [`Event::Ack`]: moves the gate, and leaves everything else to the next event.
-    /// Ask [`Side::releasable`] right after. Any action that comes of a bad ack is returned.
+    /// The short way of [`Event::Ack`]: moves the gate, and leaves everything else to the next event. Ask
+    /// [`Side::releasable`] right after. Any action that comes of a bad ack is returned.
     pub fn on_ack(&mut self, now: Moment, ack: &Ack) -> Option<Actions> {
         let Role::Primary(primary) = &mut self.role else { return None };
         match primary.on_ack(now, ack, &mut self.gate) {
@@ -157,7 +157,8 @@ impl Side {
         }
     }
 
-    /// The short way of [`Event::Batch`]: the ack to send at once. `None`: it must not be acknowledged, nor executed.
+    /// The short way of [`Event::Batch`]: the ack to send at once. `None`: it must not be acknowledged, nor
+    /// executed.
     pub fn on_batch(&mut self, now: Moment, batch: &Batch) -> Option<Ack> {
         match &mut self.role {
             Role::Backup(backup) => backup.on_batch(now, batch),

@@ -1,9 +1,9 @@
 //! The failure detector: how long has nothing been heard from the peer?
 //!
-//! It can be wrong: it only starts a claim, never decides one. Being wrong is made rare in one way: a
-//! side that was itself stopped (not scheduled, SIGSTOP) finds the peer's messages still unread and
-//! must not take its own absence for the peer's. It excuses the silence once, for one heartbeat, in
-//! which its reader can catch up. That delays a suspicion and so costs no safety.
+//! It can be wrong: it only starts a claim, never decides one. Being wrong is made rare in one way: a side
+//! that was itself stopped (not scheduled, SIGSTOP) finds the peer's messages still unread and must not take
+//! its own absence for the peer's. It excuses the silence once, for one heartbeat, in which its reader can
+//! catch up. That delays a suspicion and so costs no safety.
 
 use super::moment::Moment;
 
@@ -41,8 +41,8 @@ impl Silence {
         self.heard
     }
 
-    /// Looks at the clock: is the peer to be taken for lost? `due` is when this side was to send its next heartbeat: if
-    /// that is long past, this side was absent.
+    /// Looks at the clock: is the peer to be taken for lost? `due` is when this side was to send its next
+    /// heartbeat: if that is long past, this side was absent.
     pub fn lost(&mut self, now: Moment, due: Moment) -> bool {
         if now.since(self.heard) < self.bound {
             return false;

@@ -1,8 +1,8 @@
 //! Slows the primary, gently, while the backup lags.
 //!
 //! Proportional: none at the bound, the most at [`FULL_AT`] times the bound. With hysteresis: it starts
-//! above the bound and ends below half of it, and a level changes only by [`STEP`] or more, so that the
-//! host is not told of every ack.
+//! above the bound and ends below half of it, and a level changes only by [`STEP`] or more, so that the host
+//! is not told of every ack.
 
 use super::timing::Timing;
 

@@ -10,10 +10,11 @@ pub const CLOCK_RATE_ERROR_PERMILLE: u64 = 10;
 pub struct Timing {
     /// From one heartbeat to the next.
     pub heartbeat: u64,
-    /// So many heartbeats of silence, on the datagrams and on the log alike, and the peer counts as lost. At least 3.
+    /// So many heartbeats of silence, on the datagrams and on the log alike, and the peer counts as lost. At
+    /// least 3.
     pub missed: u32,
-    /// By how much the primary's lease is shorter than the silence bound, in thousandths; 20 to 500.
-    /// It pays for clocks of different rate and for the time between asking the gate and the last byte leaving.
+    /// By how much the primary's lease is shorter than the silence bound, in thousandths; 20 to 500. It pays
+    /// for clocks of different rate and for the time between asking the gate and the last byte leaving.
     pub margin_permille: u32,
     /// After the log channel broke, so many heartbeats of silence are enough for the backup to go to the
     /// arbiter. At least 1, less than `missed`. It shortens no wait that the lease needs.
@@ -113,8 +114,8 @@ impl Timing {
             + self.silence() % 1000 * (1000 - self.margin_permille as u64) / 1000
     }
 
-    /// The longest time that may pass between asking the gate and the last released byte leaving the
-    /// host, for the lease argument to hold: what the margin leaves after the clocks' rate error.
+    /// The longest time that may pass between asking the gate and the last released byte leaving the host,
+    /// for the lease argument to hold: what the margin leaves after the clocks' rate error.
     #[must_use]
     pub const fn slack(&self) -> u64 {
         let worst_lease =

@@ -39,7 +39,8 @@ impl Check {
         }
     }
 
-    /// An output leaves a host. `may_follow`: for each other side that may still go live, what it could reproduce.
+    /// An output leaves a host. `may_follow`: for each other side that may still go live, what it could
+    /// reproduce.
     pub(super) fn leaves(
         &mut self,
         now: u64,

@@ -7,8 +7,8 @@
 //! - once a side is live, no byte of another side leaves any more;
 //! - an output number never leaves with two different values;
 //!
-//! and in the end, when all faults are healed: the machine runs on somewhere, unless the side that had the right to run
-//! it is gone. The state machines are those of the parent module, unchanged.
+//! and in the end, when all faults are healed: the machine runs on somewhere, unless the side that had the
+//! right to run it is gone. The state machines are those of the parent module, unchanged.
 
 mod check;
 mod dice;

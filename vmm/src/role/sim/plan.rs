@@ -51,7 +51,8 @@ pub enum Scenario {
     HandedOver,
     /// The primary freezes for longer than the silence bound.
     Frozen,
-    /// The primary stands still for less than the silence bound, and meanwhile its channel breaks for the backup.
+    /// The primary stands still for less than the silence bound, and meanwhile its channel breaks for the
+    /// backup.
     Squeezed,
     /// Up to four faults of any kind.
     Anything,

@@ -65,8 +65,8 @@ impl World {
         }
     }
 
-    /// A stopped process goes on where it stood, and then finds all that came meanwhile, in any order
-    /// but for that of the channel.
+    /// A stopped process goes on where it stood, and then finds all that came meanwhile, in any order but
+    /// for that of the channel.
     pub(super) fn thaw(&mut self, life: Life) {
         if !self.alive(life) {
             return;
