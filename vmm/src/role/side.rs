@@ -7,11 +7,12 @@ use super::backup::{Backup, Progress};
 use super::claim::Claim;
 use super::event::{Ack, Batch, Divergence, Event, Standing};
 use super::gate::{Gate, GateFull};
-use super::joining::{Joining, Start};
-use super::live::Live;
 use super::moment::Moment;
 use super::primary::{Guest, Primary};
 use super::timing::{Timing, TimingError};
+
+pub use super::joining::{Joining, Start};
+pub use super::live::Live;
 
 /// So many silence bounds long a winner tells its former peer that it won. The peer learns it from the
 /// arbiter in any case.

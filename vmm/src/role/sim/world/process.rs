@@ -6,7 +6,7 @@ use crate::role::event::{Batch, ChannelLoss, Divergence, Event};
 use crate::role::moment::MILLISECOND;
 use crate::role::side::{Side, State};
 use crate::role::sim::check::Life;
-use crate::role::sim::plan::Host;
+use crate::role::sim::plan::{Host, Scenario};
 
 impl World {
     pub(super) fn arrive(&mut self, host: Host, arrival: Arrival) {
@@ -170,6 +170,13 @@ impl World {
                     let node = &mut self.nodes[host];
                     node.runs = true;
                     node.base = node.guest.outputs.len() as u64;
+                    let made = self.nodes[host].guest.outputs.len();
+                    if self.plan.scenario == Scenario::HandedOver && self.check.count() != made {
+                        self.violate(format!(
+                            "{made} outputs made before a calm hand-over, {} left",
+                            self.check.count()
+                        ));
+                    }
                     let result = self.check.take_over(life, &self.nodes[host].guest.outputs);
                     self.expect(result);
                 }
