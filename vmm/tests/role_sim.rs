@@ -103,6 +103,9 @@ fn no_seed_breaks_the_protocol() {
             Scenario::Killed | Scenario::Frozen | Scenario::Squeezed => {
                 assert!(outcome.running, "{outcome:?}");
             }
+            Scenario::Rejoined => {
+                assert!(outcome.running && outcome.alone == 1 && outcome.takeovers == 1, "{outcome:?}");
+            }
             Scenario::Anything => {}
         }
     }

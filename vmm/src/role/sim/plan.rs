@@ -54,6 +54,8 @@ pub enum Scenario {
     /// The primary stands still for less than the silence bound, and meanwhile its channel breaks for the
     /// backup.
     Squeezed,
+    /// The backup is killed, comes back, and later the primary is killed.
+    Rejoined,
     /// Up to four faults of any kind.
     Anything,
 }
@@ -98,6 +100,7 @@ impl Plan {
             3 => Scenario::HandedOver,
             4 | 5 => Scenario::Frozen,
             6 => Scenario::Squeezed,
+            7 => Scenario::Rejoined,
             _ => Scenario::Anything,
         };
         let when = |dice: &mut Dice| dice.between(60 * MILLISECOND, 300 * MILLISECOND);
@@ -113,6 +116,15 @@ impl Plan {
                 let stands = dice.between(20 * MILLISECOND, 48 * MILLISECOND);
                 let cut = at + dice.between(0, 3 * MILLISECOND);
                 vec![(at, Fault::Freeze(0, stands)), (cut, Fault::Cut([false, true]))]
+            }
+            Scenario::Rejoined => {
+                let at = dice.between(60 * MILLISECOND, 100 * MILLISECOND);
+                let back = at + dice.between(10 * MILLISECOND, 40 * MILLISECOND);
+                vec![
+                    (at, Fault::Kill(1)),
+                    (back, Fault::ComeBack(1)),
+                    (at + 200 * MILLISECOND, Fault::Kill(0)),
+                ]
             }
             Scenario::Anything => {
                 let count = dice.between(1, 4);

@@ -23,9 +23,19 @@ impl World {
                 }
             }
             Arrival::Segment(channel, segment) => {
-                if self.nodes[host].channel == Some(channel) && !self.channels[channel].broken {
+                if self.channels[channel].broken {
+                    return;
+                }
+                if self.nodes[host].channel == Some(channel) {
                     self.nodes[host].socket.push_back((channel, segment));
                     self.read(host);
+                } else if let Segment::Batch(batch, _) = segment {
+                    // A host whose reader is slow to stop: the side must not let it acknowledge this.
+                    let now = self.local(host);
+                    let side = self.nodes[host].side.as_mut();
+                    if let Some(ack) = side.and_then(|side| side.on_batch(now, &batch)) {
+                        self.violate(format!("{host} acknowledges after it closed the channel: {ack:?}"));
+                    }
                 }
             }
         }
