@@ -133,6 +133,9 @@ impl World {
                     }
                 }
                 Action::GoLive { .. } => {
+                    if self.used.divergences > 0 {
+                        self.wrong("a diverged backup goes live");
+                    }
                     let executed = self.kept.unwrap_or(0);
                     let left = self.outputs.iter().take(self.left as usize);
                     if left.clone().any(|sequence| *sequence > executed) {

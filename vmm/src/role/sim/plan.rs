@@ -73,6 +73,8 @@ pub struct Plan {
     pub(super) clocks: [(u64, i64); 2],
     /// Lost datagrams, in thousandths.
     pub(super) loss: u64,
+    /// Datagrams that come up to 30 ms late, in thousandths.
+    pub(super) late: u64,
     /// Least and most time on the way.
     pub(super) delay: (u64, u64),
     /// Time that the arbiter takes at most.
@@ -149,6 +151,7 @@ impl Plan {
             timing,
             clocks: [0, 1].map(|_| (dice.between(0, 1 << 40), dice.between(0, 10_000) as i64 - 5_000)),
             loss: if rough { dice.pick(&[0, 10, 100, 300]) } else { 10 },
+            late: if scenario == Scenario::Rejoined { 400 } else { 20 },
             delay: match scenario {
                 Scenario::Anything => (20_000, dice.pick(&[100_000, 2_000_000, 12_000_000])),
                 // Acks are on their way at any moment.

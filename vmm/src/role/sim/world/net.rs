@@ -14,7 +14,7 @@ impl World {
         for _ in 0..copies {
             if !self.dice.permille(self.plan.loss) {
                 let (least, most) = self.plan.delay;
-                let late = if self.dice.permille(20) { 30 * MILLISECOND } else { 0 };
+                let late = if self.dice.permille(self.plan.late) { 30 * MILLISECOND } else { 0 };
                 let delay = self.dice.between(least, most + late);
                 self.after(delay, Item::Datagram(1 - from, heartbeat));
             }
