@@ -38,9 +38,9 @@
 //!
 //! # Limits
 //! The proof needs, of each side of a generation, at most two processes at a time: the present one, and a former
-//! one that is frozen or has a write under way. It needs that a sector being written reads as its old or new
-//! contents; garbage is harmless too, before a crash or after it, unless at that very moment a held-up write of a former
-//! process of the same side spoils the other copy.
+//! one that is frozen or has a write under way. A torn or unreadable sector and such a stale write are each
+//! harmless; both at once are not: a stale write that spoils one copy in the moment in which the other is garbage
+//! can hide a promise.
 
 use crate::claim::{Claim, Side};
 
