@@ -1,1 +1,11 @@
-//! Placeholder.
+//! The pair from outside: a lab of network namespaces, a client that checks every acknowledgement, the
+//! demonstration, and torture.
+
+pub mod bed;
+pub mod client;
+pub mod config;
+pub mod lab;
+pub mod process;
+pub mod random;
+pub mod side;
+pub mod standin;

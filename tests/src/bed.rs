@@ -1,0 +1,273 @@
+//! The test bed: the lab, and the VMs that are started in it.
+
+use std::fs;
+use std::net::{SocketAddr, SocketAddrV4, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use tandem_vmm::host::control::Role;
+use tandem_vmm::host::shutdown::Shutdown;
+
+use crate::config::{Files, Spec, run_directory};
+use crate::lab::{GUEST, Host, Lab};
+use crate::process::Launch;
+use crate::side::Side;
+use crate::standin::{Misdeed, Room};
+
+/// What is started as a side.
+#[derive(Clone, Debug)]
+pub enum Program {
+    /// `tandem`.
+    Tandem(PathBuf),
+    /// A stand-in that does what a pair does to the outside, without a VM: it proves the lab, the client
+    /// and the torture, and can misbehave so that they must notice.
+    StandIn(PathBuf, Option<Misdeed>),
+}
+
+impl Program {
+    /// `tandem`: the one that `TANDEM_BIN` names, or the one built beside this program.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn tandem() -> anyhow::Result<Self> {
+        if let Some(path) = std::env::var_os("TANDEM_BIN") {
+            let path = PathBuf::from(path);
+            if !path.is_file() {
+                bail!("TANDEM_BIN is {}, and there is no such file", path.display());
+            }
+            return Ok(Self::Tandem(path));
+        }
+        beside("tandem").map(Self::Tandem)
+    }
+
+    /// The stand-in beside this program.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn stand_in(misdeed: Option<Misdeed>) -> anyhow::Result<Self> {
+        Ok(Self::StandIn(beside("tandem-standin")?, misdeed))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Tandem(path) | Self::StandIn(path, _) => path,
+        }
+    }
+}
+
+/// A program of this build: beside the running one, or one directory up for tests.
+fn beside(name: &str) -> anyhow::Result<PathBuf> {
+    let this = std::env::current_exe().context("cannot find this program")?;
+    let candidates = this.ancestors().skip(1).take(2).map(|directory| directory.join(name));
+    candidates
+        .into_iter()
+        .find(|path| path.is_file())
+        .with_context(|| format!("there is no {name} beside {}: build it with `cargo build`", this.display()))
+}
+
+/// The core of the clients and of the primary, as if it were one host; and the core of the backup.
+pub const CORES: [usize; 2] = [0, 1];
+
+/// Where VMs are started.
+#[derive(Debug)]
+pub struct Bed {
+    /// The network.
+    pub lab: Lab,
+    /// What is started.
+    pub spec: Spec,
+    /// Files of all VMs are here; removed in the end unless [`Bed::keep`] was called.
+    directory: PathBuf,
+    keep: bool,
+    program: Program,
+    interrupted: Shutdown,
+    started: u32,
+    room: Option<Room>,
+}
+
+/// The two sides of a pair.
+#[derive(Debug)]
+pub struct Pair {
+    /// The side that starts as primary.
+    pub primary: Side,
+    /// The side that starts as backup.
+    pub backup: Side,
+    /// Its files.
+    pub files: Files,
+}
+
+impl Pair {
+    /// Both sides.
+    pub fn sides(&mut self) -> [&mut Side; 2] {
+        [&mut self.primary, &mut self.backup]
+    }
+}
+
+impl Bed {
+    /// Builds the lab.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    pub fn new(what: &str, program: Program, spec: Spec, interrupted: Shutdown) -> anyhow::Result<Self> {
+        let lab = Lab::new()?;
+        let directory = run_directory(what)?;
+        Ok(Self { lab, spec, directory, keep: false, program, interrupted, started: 0, room: None })
+    }
+
+    /// Leaves the files where they are, for somebody to look at. Returns where.
+    pub fn keep(&mut self) -> &Path {
+        self.keep = true;
+        &self.directory
+    }
+
+    /// The guest's Redis.
+    #[must_use]
+    pub const fn server(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(GUEST, 6379)
+    }
+
+    /// A wait of so many seconds on hardware.
+    #[must_use]
+    pub fn patience(&self, seconds: f64) -> Duration {
+        Duration::from_secs_f64(seconds * f64::from(self.spec.pace.patience))
+    }
+
+    /// A token that says whether the user wants to stop.
+    #[must_use]
+    pub const fn interrupted(&self) -> &Shutdown {
+        &self.interrupted
+    }
+
+    /// Waits, unless the user wants to stop.
+    ///
+    /// # Errors
+    /// When the user does.
+    pub fn pause(&self, time: Duration) -> anyhow::Result<()> {
+        let deadline = Instant::now() + time;
+        loop {
+            if self.interrupted.requested() {
+                bail!("interrupted");
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(left.min(Duration::from_millis(20)));
+        }
+    }
+
+    /// Starts the VM alone, on the primary's host, and waits until its Redis answers.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn alone(&mut self) -> anyhow::Result<Side> {
+        let files = self.fresh_files()?;
+        let mut side = self.start("run", Host::Primary, &files)?;
+        side.wait_for_role(&[Role::Solo], self.patience(10.0))?;
+        self.wait_for_server(&mut side, self.patience(10.0))?;
+        Ok(side)
+    }
+
+    /// Starts a protected pair with a new arbiter, and waits until its Redis answers.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn pair(&mut self) -> anyhow::Result<Pair> {
+        let files = self.fresh_files()?;
+        let mut backup = self.start("backup", Host::Backup, &files)?;
+        backup.wait_for_role(&[Role::Joining, Role::Backup], self.patience(10.0))?;
+        let mut primary = self.start("primary", Host::Primary, &files)?;
+        primary.wait_for_role(&[Role::Primary], self.patience(10.0))?;
+        backup.wait_for_role(&[Role::Backup], self.patience(10.0))?;
+        self.wait_for_server(&mut primary, self.patience(10.0))?;
+        Ok(Pair { primary, backup, files })
+    }
+
+    /// Forgets the files of the last VM started, unless they are kept.
+    pub fn tidy(&mut self) {
+        self.room = None;
+        if !self.keep {
+            let _ = fs::remove_dir_all(self.directory.join(self.started.to_string()));
+        }
+    }
+
+    fn fresh_files(&mut self) -> anyhow::Result<Files> {
+        if self.interrupted.requested() {
+            bail!("interrupted");
+        }
+        self.lab.restore()?;
+        self.tidy();
+        self.started += 1;
+        let directory = self.directory.join(self.started.to_string());
+        fs::create_dir(&directory)?;
+        if let Program::StandIn(..) = self.program {
+            self.room = Some(Room::new(&self.lab, &directory)?);
+        }
+        Files::write(&self.spec, &directory)
+    }
+
+    fn start(&self, command: &str, host: Host, files: &Files) -> anyhow::Result<Side> {
+        let (core, control) = match host {
+            Host::Primary => (CORES[0], &files.primary_control),
+            Host::Backup => (CORES[1], &files.backup_control),
+        };
+        let mut launch = Launch::new(command, self.program.path())
+            .args(["--log-format", "json", command])
+            .args([files.config.as_os_str(), "--control".as_ref(), control.as_os_str()])
+            .inside(self.lab.host(host))
+            .on_core(core)
+            .output(&files.directory)?;
+        if let (Program::StandIn(_, misdeed), Some(room)) = (&self.program, &self.room) {
+            launch = room.equip(launch, *misdeed);
+        }
+        Ok(Side::new(launch.start()?, control))
+    }
+
+    /// Waits until the guest's Redis answers a PING.
+    ///
+    /// # Errors
+    /// When it does not within `patience`, or the side ends.
+    pub fn wait_for_server(&self, side: &mut Side, patience: Duration) -> anyhow::Result<()> {
+        let deadline = Instant::now() + patience;
+        let server = SocketAddr::V4(self.server());
+        // Short at first: a guest that is not up yet does not answer the first ARP request.
+        let one_try = Duration::from_millis(50) * self.spec.pace.patience;
+        while !self.lab.client().enter(|| ping(&server, one_try))? {
+            if let Some(ended) = side.process.ended() {
+                bail!(
+                    "the {} ended ({ended}); its last words:\n{}",
+                    side.process.name(),
+                    side.process.last_words(10)
+                );
+            }
+            if self.interrupted.requested() {
+                bail!("interrupted");
+            }
+            if Instant::now() > deadline {
+                bail!("the guest's Redis did not answer in {patience:.1?}");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if !self.keep {
+            let _ = fs::remove_dir_all(&self.directory);
+        }
+    }
+}
+
+fn ping(server: &SocketAddr, patience: Duration) -> bool {
+    use std::io::{Read, Write};
+    let answer = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect_timeout(server, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.write_all(b"PING\r\n")?;
+        let mut reply = [0; 7];
+        stream.read_exact(&mut reply)?;
+        Ok(reply == *b"+PONG\r\n")
+    };
+    answer().unwrap_or(false)
+}

@@ -1,0 +1,189 @@
+//! The files of one VM: config, key, arbiter.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use tandem_arbiter::{Arbiter, InitOptions, VmId};
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::lab::{BACKUP, GUEST_MAC, PRIMARY, TAP};
+use crate::random::fresh_seed;
+
+/// The guest's prefix, as it is given on its command line.
+const GUEST_NETWORK: &str = "10.77.0.2/24";
+/// Log and heartbeats.
+const PORT: u16 = 7700;
+
+/// What runs in the VM: a Redis server either way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Guest {
+    /// The one that is linked into `tandem`.
+    Embedded,
+    /// Linux with redis-server.
+    Linux {
+        /// Its kernel, a bzImage.
+        kernel: PathBuf,
+        /// Its initramfs.
+        initrd: PathBuf,
+        /// Its command line, without the address.
+        cmdline: String,
+    },
+}
+
+/// How fast things happen: hardware, or software emulation of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// From one heartbeat to the next, in milliseconds.
+    pub heartbeat_ms: u64,
+    /// Missed ones until the peer counts as gone.
+    pub missed: u64,
+    /// Waits for processes and guests are so many times longer than on hardware.
+    pub patience: u32,
+}
+
+impl Pace {
+    /// A machine's own KVM: the defaults.
+    pub const NATIVE: Self = Self { heartbeat_ms: 10, missed: 5, patience: 1 };
+    /// A machine that does other things at the same time, such as running tests.
+    pub const BUSY: Self = Self { heartbeat_ms: 20, missed: 10, patience: 3 };
+    /// KVM in QEMU's software emulation.
+    pub const EMULATED: Self = Self { heartbeat_ms: 100, missed: 10, patience: 20 };
+}
+
+/// A VM and what it runs on.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Its name.
+    pub name: String,
+    /// What runs in it.
+    pub guest: Guest,
+    /// How fast.
+    pub pace: Pace,
+}
+
+/// The written files.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// Where all of them are.
+    pub directory: PathBuf,
+    /// The config.
+    pub config: PathBuf,
+    /// The arbiter's disk.
+    pub arbiter: PathBuf,
+    /// The control socket of the side that starts as primary, or runs alone.
+    pub primary_control: PathBuf,
+    /// The control socket of the side that starts as backup.
+    pub backup_control: PathBuf,
+}
+
+impl Files {
+    /// Writes everything into a directory, with a new key and a new arbiter.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write(spec: &Spec, directory: &Path) -> anyhow::Result<Self> {
+        let files = Self {
+            directory: directory.to_owned(),
+            config: directory.join("vm.toml"),
+            arbiter: directory.join("arbiter.img"),
+            primary_control: directory.join("p.sock"),
+            backup_control: directory.join("b.sock"),
+        };
+        fs::write(&files.config, config_text(spec)).context("cannot write the config")?;
+        let mut key = fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(directory.join("pair.key"))?;
+        writeln!(key, "{}", new_key()?)?;
+        Arbiter::init(
+            &files.arbiter,
+            vm_id(&spec.name),
+            &InitOptions { overwrite: true, ..InitOptions::default() },
+        )
+        .context("cannot make the arbiter")?;
+        Ok(files)
+    }
+}
+
+/// The text of a config.
+#[must_use]
+pub fn config_text(spec: &Spec) -> String {
+    let machine = match &spec.guest {
+        Guest::Embedded => {
+            format!("memory_mib = 64\nkernel = \"embedded\"\ncmdline = \"ip={GUEST_NETWORK}\"\n")
+        }
+        Guest::Linux { kernel, initrd, cmdline } => format!(
+            "memory_mib = 256\nkernel = {:?}\ninitrd = {:?}\ncmdline = {:?}\n",
+            kernel.display().to_string(),
+            initrd.display().to_string(),
+            format!("{cmdline} tandem.ip={GUEST_NETWORK}").trim(),
+        ),
+    };
+    let mac = GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
+    let Pace { heartbeat_ms, missed, .. } = spec.pace;
+    format!(
+        "name = {:?}\n\n[machine]\n{machine}\n[[net]]\ntap = {TAP:?}\nmac = {mac:?}\n\n\
+         [serial]\noutput = \"stdout\"\n\n\
+         [pair]\nlisten = \"{BACKUP}:{PORT}\"\nprimary = \"{PRIMARY}:{PORT}\"\nkey = \"pair.key\"\n\
+         arbiter = \"arbiter.img\"\nheartbeat_ms = {heartbeat_ms}\nmissed = {missed}\n",
+        spec.name
+    )
+}
+
+/// The arbiter's name for the VM of that name.
+// Until the library says how a pair derives it.
+#[must_use]
+pub fn vm_id(name: &str) -> VmId {
+    VmId(xxh3_128(name.as_bytes()).to_be_bytes())
+}
+
+/// 32 random bytes in hex.
+fn new_key() -> anyhow::Result<String> {
+    use std::io::Read;
+    let mut bytes = [0u8; 32];
+    fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .context("no randomness")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// A directory of this run's own, with a short path: control sockets have at most 107 bytes.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn run_directory(what: &str) -> anyhow::Result<PathBuf> {
+    let parent = std::env::temp_dir();
+    let parent = if parent.as_os_str().len() > 40 { PathBuf::from("/tmp") } else { parent };
+    let path = parent.join(format!("tandem-{what}-{}-{:08x}", std::process::id(), fresh_seed() as u32));
+    fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tandem_vmm::host::config::Config;
+
+    #[test]
+    fn the_config_is_one_and_the_key_and_arbiter_fit() {
+        let dir = tempfile::tempdir().unwrap();
+        let kernel = dir.path().join("bzImage");
+        fs::write(&kernel, "").unwrap();
+        let linux =
+            Guest::Linux { kernel: kernel.clone(), initrd: kernel, cmdline: "console=ttyS0".to_owned() };
+        for guest in [Guest::Embedded, linux] {
+            let spec = Spec { name: "lab".to_owned(), guest, pace: Pace::EMULATED };
+            let files = Files::write(&spec, dir.path()).unwrap();
+            let config = Config::load(&files.config).unwrap();
+            let pair = config.pair().unwrap();
+            assert_eq!(pair.arbiter, files.arbiter);
+            assert_eq!(config.nets[0].mac.bytes(), GUEST_MAC);
+            assert_eq!(Arbiter::open(&files.arbiter).unwrap().vm(), vm_id("lab"));
+        }
+    }
+}
