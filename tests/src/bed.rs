@@ -76,9 +76,11 @@ pub struct Bed {
     pub lab: Lab,
     /// What is started.
     pub spec: Spec,
-    /// Files of all VMs are here; removed in the end unless [`Bed::keep`] was called.
+    /// Files of all VMs are here, each in a directory of its own.
     directory: PathBuf,
-    keep: bool,
+    /// Some of them stay.
+    kept: bool,
+    keep_last: bool,
     program: Program,
     interrupted: Shutdown,
     started: u32,
@@ -101,6 +103,12 @@ impl Pair {
     pub fn sides(&mut self) -> [&mut Side; 2] {
         [&mut self.primary, &mut self.backup]
     }
+
+    /// Whether one side protects the other, as in the beginning.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.primary.role() == Some(Role::Primary) && self.backup.role() == Some(Role::Backup)
+    }
 }
 
 impl Bed {
@@ -111,13 +119,23 @@ impl Bed {
     pub fn new(what: &str, program: Program, spec: Spec, interrupted: Shutdown) -> anyhow::Result<Self> {
         let lab = Lab::new()?;
         let directory = run_directory(what)?;
-        Ok(Self { lab, spec, directory, keep: false, program, interrupted, started: 0, room: None })
+        Ok(Self {
+            lab,
+            spec,
+            directory,
+            kept: false,
+            keep_last: false,
+            program,
+            interrupted,
+            started: 0,
+            room: None,
+        })
     }
 
-    /// Leaves the files where they are, for somebody to look at. Returns where.
-    pub fn keep(&mut self) -> &Path {
-        self.keep = true;
-        &self.directory
+    /// Leaves the files of the last VM where they are, for somebody to look at. Returns where.
+    pub fn keep(&mut self) -> PathBuf {
+        (self.kept, self.keep_last) = (true, true);
+        self.directory.join(self.started.to_string())
     }
 
     /// The guest's Redis.
@@ -184,9 +202,9 @@ impl Bed {
     }
 
     /// Forgets the files of the last VM started, unless they are kept.
-    pub fn tidy(&mut self) {
+    fn tidy(&mut self) {
         self.room = None;
-        if !self.keep {
+        if !std::mem::take(&mut self.keep_last) {
             let _ = fs::remove_dir_all(self.directory.join(self.started.to_string()));
         }
     }
@@ -253,7 +271,7 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
-        if !self.keep {
+        if !self.kept {
             let _ = fs::remove_dir_all(&self.directory);
         }
     }

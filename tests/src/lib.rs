@@ -9,3 +9,4 @@ pub mod process;
 pub mod random;
 pub mod side;
 pub mod standin;
+pub mod torture;

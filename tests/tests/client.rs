@@ -1,6 +1,6 @@
 //! The checking client, in a lab, against a real Redis server behind the stand-in: it passes what is
 //! honest and finds what is not.
-#![allow(clippy::unwrap_used, reason = "all of it is test code")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of it is test code")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddrV4, TcpStream};

@@ -143,13 +143,18 @@ impl Lab {
         self.client.batch(&format!("link set {cable} {}\n", if joined { "up" } else { "down" }))
     }
 
-    /// Joins every cable.
+    /// Makes it as new for another VM: joins every cable, and lets bridges and neighbours forget where the
+    /// last one was.
     ///
     /// # Errors
     /// When `ip` fails.
     pub fn restore(&self) -> anyhow::Result<()> {
-        self.log_link(true)?;
-        self.client.batch("link set to-p up\nlink set to-b up\n")
+        let forget = |port| format!("link set {port} type bridge_slave fdb_flush\n");
+        let host = [forget("uplink"), forget(TAP)].concat();
+        self.primary.batch(&format!("link set log up\n{host}"))?;
+        self.backup.batch(&format!("link set log up\n{host}"))?;
+        let client = [forget("to-p"), forget("to-b")].concat();
+        self.client.batch(&format!("link set to-p up\nlink set to-b up\n{client}neigh flush dev br0\n"))
     }
 
     /// Watches what leaves a host towards the clients in the guest's name.

@@ -1,0 +1,68 @@
+//! `make torture`: many pairs, one random fault each, a client that checks.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use tandem_tests::bed::{Bed, Program};
+use tandem_tests::config::{Guest, Pace, Spec};
+use tandem_tests::lab;
+use tandem_tests::random::fresh_seed;
+use tandem_tests::standin::Misdeed;
+use tandem_tests::torture::fault::Kind;
+use tandem_tests::torture::torture;
+use tandem_vmm::host::shutdown::Shutdown;
+
+/// Kill, freeze, cut off and starve protected pairs, one fault a run, under a client that checks every acknowledgement
+///
+/// Ends with one JSON line; status 0 only if its verdict is "ok".
+#[derive(Debug, Parser)]
+struct Args {
+    /// Runs
+    #[arg(long, default_value_t = 200)]
+    runs: u64,
+    /// Draw the same faults again; a failed run names its own
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Only this fault; may be given more than once
+    #[arg(long, value_name = "FAULT")]
+    fault: Vec<Kind>,
+    /// Heartbeats of a machine that does other things too: 20 ms, ten missed
+    #[arg(long)]
+    busy: bool,
+    /// Torture the stand-in, a pair without a VM
+    #[arg(long, hide = true)]
+    standin: bool,
+    /// What the stand-in does wrong
+    #[arg(long, hide = true, requires = "standin")]
+    misdeed: Option<Misdeed>,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<bool> {
+    if let Some(obstacle) = lab::obstacle() {
+        anyhow::bail!("no lab can be built here: {obstacle}");
+    }
+    let program = if args.standin { Program::stand_in(args.misdeed)? } else { Program::tandem()? };
+    let pace = if args.busy { Pace::BUSY } else { Pace::NATIVE };
+    let spec = Spec { name: "torture".to_owned(), guest: Guest::Embedded, pace };
+    let mut bed = Bed::new("torture", program, spec, Shutdown::on_signals()?)?;
+    let seed = args.seed.unwrap_or_else(fresh_seed);
+    let kinds = if args.fault.is_empty() { &Kind::ALL[..] } else { &args.fault };
+    let mut out = io::stdout().lock();
+    writeln!(out, "{} runs from seed {seed}", args.runs)?;
+    let summary = torture(&mut bed, args.runs, seed, kinds, &mut out)?;
+    serde_json::to_writer(&mut out, &summary)?;
+    writeln!(out)?;
+    Ok(summary.verdict == "ok")
+}
