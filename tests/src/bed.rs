@@ -49,7 +49,9 @@ impl Program {
         Ok(Self::StandIn(beside("tandem-standin")?, misdeed))
     }
 
-    fn path(&self) -> &Path {
+    /// Its file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
         match self {
             Self::Tandem(path) | Self::StandIn(path, _) => path,
         }

@@ -4,9 +4,13 @@
 pub mod bed;
 pub mod client;
 pub mod config;
+pub mod demo;
 pub mod lab;
+pub mod linux;
 pub mod process;
 pub mod random;
+pub mod redis_benchmark;
 pub mod side;
 pub mod standin;
+pub mod timeline;
 pub mod torture;

@@ -1,0 +1,94 @@
+//! What protection costs: the same load on the same VM, alone and protected, by turns.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tandem_vmm::host::control::Status;
+
+use super::story::Story;
+use crate::bed::{Bed, Pair};
+use crate::redis_benchmark::{Rates, run};
+
+/// Turns of each.
+const ROUNDS: u32 = 2;
+/// How long a test of a turn should take on hardware.
+const TURN: f64 = 1.2;
+
+/// What it comes to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Cost {
+    alone: Rates,
+    pair: Rates,
+    pub(super) output_delay_us_p50: Option<f64>,
+    pub(super) log_mbit_s: f64,
+}
+
+impl Cost {
+    /// Protected by unprotected.
+    pub(super) fn ratio(&self) -> f64 {
+        (self.pair.set / self.alone.set * (self.pair.get / self.alone.get)).sqrt()
+    }
+}
+
+/// Measures. The pair of the last turn goes on running.
+pub(super) fn cost(bed: &mut Bed, say: &mut Story<'_>) -> anyhow::Result<(Cost, Pair)> {
+    let mut cost = Cost::default();
+    let mut requests = None;
+    let mut last = None;
+    for _ in 0..ROUNDS {
+        // The pair of the turn before ends first.
+        drop(last.take());
+        let side = bed.alone().context("the unprotected VM")?;
+        let requests = match requests {
+            Some(requests) => requests,
+            None => *requests.insert(calibrate(bed)?),
+        };
+        let rates = benchmark(bed, requests)?;
+        tell(say, "unprotected", rates)?;
+        add(&mut cost.alone, rates);
+        drop(side);
+
+        let pair = bed.pair().context("the protected pair")?;
+        let (before, began) = (pair.primary.status()?, Instant::now());
+        let rates = benchmark(bed, requests)?;
+        let (after, took) = (pair.primary.status()?, began.elapsed());
+        tell(say, "protected", rates)?;
+        add(&mut cost.pair, rates);
+        cost.output_delay_us_p50 = after.output_delay.map(|delay| delay.p50_us);
+        cost.log_mbit_s =
+            log_bytes(&after).saturating_sub(log_bytes(&before)) as f64 * 8e-6 / took.as_secs_f64();
+        last = Some(pair);
+    }
+    Ok((cost, last.context("no turn was made")?))
+}
+
+fn tell(say: &mut Story<'_>, what: &str, rates: Rates) -> anyhow::Result<()> {
+    say.line(&format!("   {what:<12} SET {:>8.0}/s   GET {:>8.0}/s", rates.set, rates.get))
+}
+
+fn add(sum: &mut Rates, rates: Rates) {
+    sum.set += rates.set;
+    sum.get += rates.get;
+}
+
+/// How many requests make a turn.
+fn calibrate(bed: &Bed) -> anyhow::Result<u64> {
+    let few = u64::from(2000 / bed.spec.pace.patience).max(100);
+    let began = Instant::now();
+    benchmark(bed, few)?;
+    // Two tests, and what it takes to start them.
+    let one = (began.elapsed() / 2).max(Duration::from_millis(1));
+    let turn = TURN * f64::from(bed.spec.pace.patience.min(3));
+    Ok((few as f64 * turn / one.as_secs_f64()) as u64)
+}
+
+fn benchmark(bed: &Bed, requests: u64) -> anyhow::Result<Rates> {
+    if bed.interrupted().requested() {
+        anyhow::bail!("interrupted");
+    }
+    run(bed.lab.client(), bed.server(), requests, bed.patience(30.0))
+}
+
+fn log_bytes(status: &Status) -> u64 {
+    status.log.iter().map(|kind| kind.bytes).sum()
+}
