@@ -6,7 +6,12 @@ GUEST := $(wildcard vmm/guest/Cargo.toml)
 # The runner that shows each test's time, where it is installed.
 TEST_RUNNER := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest run --no-fail-fast || echo test --no-fail-fast)
 
-.PHONY: help build lint kernel initramfs test test-host test-guest test-loom test-linux
+# Where cargo puts what it builds.
+BUILT := $(or $(CARGO_TARGET_DIR),target)/release
+# Of `make torture`.
+RUNS ?= 200
+
+.PHONY: help build demo demo-linux torture lint kernel initramfs test test-host test-guest test-loom test-linux
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -14,6 +19,23 @@ help: ## this list
 build: ## release build of everything
 	.ci/install base
 	$(CARGO) build --release --workspace
+
+demo: ## a protected pair on this machine: what it costs, and that it outlives its primary
+	.ci/install base
+	@$(CARGO) build --quiet --release --package tandem-vmm --package tandem-tests
+	@$(BUILT)/tandem-demo
+
+demo-linux: ## the same with a Linux guest; where KVM cannot run one, inside virtme-ng
+	.ci/install kernel
+	tests/linux/build-kernel
+	tests/linux/initramfs
+	@$(CARGO) build --quiet --release --package tandem-vmm --package tandem-tests
+	@$(BUILT)/tandem-demo --guest linux
+
+torture: ## RUNS=200 pairs, one random fault each, a client that checks; SEED=n repeats
+	.ci/install base
+	@$(CARGO) build --quiet --release --package tandem-vmm --package tandem-tests
+	@$(BUILT)/tandem-torture --runs $(RUNS) $(if $(SEED),--seed $(SEED))
 
 lint: ## rustfmt, and clippy without a warning
 	$(CARGO) fmt --all --check

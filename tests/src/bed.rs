@@ -1,5 +1,6 @@
 //! The test bed: the lab, and the VMs that are started in it.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::path::{Path, PathBuf};
@@ -182,10 +183,24 @@ impl Bed {
     /// When it does not come up.
     pub fn alone(&mut self) -> anyhow::Result<Side> {
         let files = self.fresh_files()?;
-        let mut side = self.start("run", Host::Primary, &files)?;
-        side.wait_for_role(&[Role::Solo], self.patience(10.0))?;
+        let mut side = self.start("run", Host::Primary, &files, &[])?;
         self.wait_for_server(&mut side, self.patience(10.0))?;
         Ok(side)
+    }
+
+    /// Starts the VM alone, recorded for so long, and waits until its Redis answers. Also says where the
+    /// log will be.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn record(&mut self, time: Duration) -> anyhow::Result<(Side, PathBuf)> {
+        let files = self.fresh_files()?;
+        let log = files.directory.join("recording");
+        let seconds = time.as_secs_f64().to_string();
+        let more = ["--log".as_ref(), log.as_os_str(), "--stop-after".as_ref(), seconds.as_ref()];
+        let mut side = self.start("record", Host::Primary, &files, &more)?;
+        self.wait_for_server(&mut side, self.patience(10.0))?;
+        Ok((side, log))
     }
 
     /// Starts a protected pair with a new arbiter, and waits until its Redis answers.
@@ -194,9 +209,9 @@ impl Bed {
     /// When it does not come up.
     pub fn pair(&mut self) -> anyhow::Result<Pair> {
         let files = self.fresh_files()?;
-        let mut backup = self.start("backup", Host::Backup, &files)?;
+        let mut backup = self.start("backup", Host::Backup, &files, &[])?;
         backup.wait_for_role(&[Role::Joining, Role::Backup], self.patience(10.0))?;
-        let mut primary = self.start("primary", Host::Primary, &files)?;
+        let mut primary = self.start("primary", Host::Primary, &files, &[])?;
         primary.wait_for_role(&[Role::Primary], self.patience(10.0))?;
         backup.wait_for_role(&[Role::Backup], self.patience(10.0))?;
         self.wait_for_server(&mut primary, self.patience(10.0))?;
@@ -226,7 +241,7 @@ impl Bed {
         Files::write(&self.spec, &directory)
     }
 
-    fn start(&self, command: &str, host: Host, files: &Files) -> anyhow::Result<Side> {
+    fn start(&self, command: &str, host: Host, files: &Files, more: &[&OsStr]) -> anyhow::Result<Side> {
         let (core, control) = match host {
             Host::Primary => (CORES[0], &files.primary_control),
             Host::Backup => (CORES[1], &files.backup_control),
@@ -234,6 +249,7 @@ impl Bed {
         let mut launch = Launch::new(command, self.program.path())
             .args(["--log-format", "json", command])
             .args([files.config.as_os_str(), "--control".as_ref(), control.as_os_str()])
+            .args(more)
             .inside(self.lab.host(host))
             .on_core(core)
             .output(&files.directory)?;

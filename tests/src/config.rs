@@ -6,8 +6,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use tandem_arbiter::{Arbiter, InitOptions, VmId};
-use xxhash_rust::xxh3::xxh3_128;
+use tandem_arbiter::{Arbiter, InitOptions};
+use tandem_vmm::host::config::vm_id;
 
 use crate::lab::{BACKUP, GUEST_MAC, PRIMARY, TAP};
 use crate::random::fresh_seed;
@@ -133,13 +133,6 @@ pub fn config_text(spec: &Spec) -> String {
          arbiter = \"arbiter.img\"\nheartbeat_ms = {heartbeat_ms}\nmissed = {missed}\n",
         spec.name
     )
-}
-
-/// The arbiter's name for the VM of that name.
-// Until the library says how a pair derives it.
-#[must_use]
-pub fn vm_id(name: &str) -> VmId {
-    VmId(xxh3_128(name.as_bytes()).to_be_bytes())
 }
 
 /// 32 random bytes in hex.

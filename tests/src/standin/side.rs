@@ -12,12 +12,11 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use tandem_arbiter::{Arbiter, Claim, Side as Seat, Token, Verdict};
 use tandem_vmm::host::cli::args::{Cli, Command, VmArgs};
-use tandem_vmm::host::config::Config;
+use tandem_vmm::host::config::{Config, vm_id};
 use tandem_vmm::host::control::{OutputDelay, Role, Server, Status, StatusSource};
 
 use super::carrier::Carrier;
 use super::{MISDEED, Misdeed, ROOM};
-use crate::config::vm_id;
 use crate::random::fresh_seed;
 
 /// The generation that is claimed when one side is lost.
