@@ -48,6 +48,7 @@ use crate::replay::run::Run;
 use crate::role::action::Actions;
 use crate::role::event::Event;
 use crate::role::joining::Start;
+use crate::role::side::State;
 use crate::role::{Side, Timing};
 
 /// Patience with a peer that shakes hands.
@@ -180,9 +181,10 @@ pub fn primary(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairEr
 
     let (gate_sender, gate_receiver) = gate(config.disks.len());
     let mut log = PairLog::new(gate_sender, Some(sender), Arc::clone(&wiring.shared));
-    log.send_state(&facts.encode())?;
-    if side.state() == crate::role::side::State::Joining {
+    if side.state() == State::Joining {
         actions = side.on(side::now(), Event::Joined);
+        // The backup takes the first frame of the log as its welcome: not before the protocol counts it.
+        log.send_state(&facts.encode())?;
     }
 
     let shared = Arc::clone(&wiring.shared);
@@ -343,7 +345,7 @@ fn open_generation(side: &mut Side, actions: Actions, claims: &Claims) -> Action
             Action::Claim { generation } => Some(generation),
             _ => None,
         }) else {
-            if side.state() != crate::role::side::State::Arbitrating {
+            if side.state() != State::Arbitrating {
                 return actions;
             }
             std::thread::sleep(RETRY);
