@@ -163,13 +163,15 @@ pub fn primary(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairEr
     let machine = Machine::new(&parts.system, &parts.guest.machine(&facts, true))?;
     let mut exits = exits(config)?;
     let wiring = wiring()?;
-    exits.disks = Some(Disks::start(&config.disks, wiring.completions)?);
 
+    let acks = Arc::new(AckState::new());
+    let board = board(config, pair.listen, Some(Arc::clone(&acks)), &wiring, &parts.timing);
+    let _server = serve(config, &board)?;
+    exits.disks = Some(Disks::start(&config.disks, wiring.completions)?);
     tracing::info!(backup = %pair.listen, "waiting for the backup");
     let (stream, agreed) = connect(pair, &parts, shutdown)?;
     tracing::info!(backup = %pair.listen, generation = agreed.generation, "paired");
 
-    let acks = Arc::new(AckState::new());
     let (sender, receiver) = primary_halves(stream, &agreed, &tcp_config(pair))?;
     let sender = LogSender::new(sender, agreed.generation, Arc::clone(&acks));
     let receiver = AckReceiver::new(receiver, agreed.generation, Arc::clone(&acks));
@@ -199,16 +201,6 @@ pub fn primary(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairEr
         lead(&mut run, inputs, log, pace, shared)
     })?;
 
-    let first = status::first(&config.name, Role::Joining, pair.listen.to_string());
-    let board = Arc::new(Board::new(
-        first,
-        Arc::clone(&shared),
-        (None, Some(Arc::clone(&acks))),
-        Arc::clone(&wiring.hand_over),
-        Arc::clone(&wiring.wake),
-        parts.timing.silence(),
-    ));
-    let _server = serve(config, &board)?;
     let feed = Feed::new(exits.taps.clone(), config.serial.input == SerialInput::Stdin, wiring.feed);
     let thread = SideThread {
         side,
@@ -243,6 +235,8 @@ pub fn backup(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairErr
     let wiring = wiring()?;
     let listener = TcpListener::bind(pair.listen).map_err(host("listen on [pair] listen"))?;
 
+    let board = board(config, pair.primary, None, &wiring, &parts.timing);
+    let _server = serve(config, &board)?;
     tracing::info!(listen = %pair.listen, "waiting for the primary");
     let (stream, agreed, peer) = accept(&listener, pair, &parts, shutdown)?;
     tracing::info!(primary = %peer, generation = agreed.generation, "paired");
@@ -257,7 +251,7 @@ pub fn backup(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairErr
         }
     };
     let (mut receiver, reader) = receiving(duplex, agreed.generation, pair.log_buffer as usize);
-    let progress = Arc::clone(reader.progress());
+    board.follow(Arc::clone(reader.progress()));
     let (gate_sender, gate_receiver) = gate(config.disks.len());
     // The primary is welcome when its log begins: until then it may still be asking the arbiter.
     while receiver.received() == 0 {
@@ -281,16 +275,6 @@ pub fn backup(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairErr
     let shared = Arc::clone(&wiring.shared);
     let vcpu = spawn_vcpu(&shared, move |_| follow(following))?;
 
-    let first = status::first(&config.name, Role::Backup, peer.to_string());
-    let board = Arc::new(Board::new(
-        first,
-        Arc::clone(&shared),
-        (Some(progress), None),
-        Arc::clone(&wiring.hand_over),
-        Arc::clone(&wiring.wake),
-        parts.timing.silence(),
-    ));
-    let _server = serve(config, &board)?;
     let feed = Feed::new(exits.taps.clone(), config.serial.input == SerialInput::Stdin, wiring.feed);
     let thread = SideThread {
         side,
@@ -413,6 +397,24 @@ fn accept(
             Err(error) => tracing::warn!(%peer, %error, "a peer was refused"),
         }
     }
+}
+
+fn board(
+    config: &Config,
+    peer: SocketAddr,
+    acks: Option<Arc<AckState>>,
+    wiring: &Wiring,
+    timing: &Timing,
+) -> Arc<Board> {
+    let first = status::first(&config.name, Role::Joining, peer.to_string());
+    Arc::new(Board::new(
+        first,
+        Arc::clone(&wiring.shared),
+        acks,
+        Arc::clone(&wiring.hand_over),
+        Arc::clone(&wiring.wake),
+        timing.silence(),
+    ))
 }
 
 fn serve(config: &Config, board: &Arc<Board>) -> Result<Option<Server>, PairError> {

@@ -1,7 +1,7 @@
 //! Status for the control socket.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tandem_logchan::ack::AckState;
 use tandem_logchan::progress::{Executed, Progress};
@@ -26,7 +26,7 @@ pub(super) struct Board {
     own: Mutex<Own>,
     shared: Arc<Shared>,
     /// A backup's progress.
-    progress: Option<Arc<Progress>>,
+    progress: OnceLock<Arc<Progress>>,
     acks: Option<Arc<AckState>>,
     hand_over: Arc<AtomicBool>,
     wake: Arc<EventFd>,
@@ -49,7 +49,7 @@ impl Board {
     pub(super) fn new(
         first: Status,
         shared: Arc<Shared>,
-        (progress, acks): (Option<Arc<Progress>>, Option<Arc<AckState>>),
+        acks: Option<Arc<AckState>>,
         hand_over: Arc<AtomicBool>,
         wake: Arc<EventFd>,
         patience: u64,
@@ -65,7 +65,21 @@ impl Board {
             rates: vec![0.0; Kind::ALL.len()],
             patience,
         };
-        Self { status: Mutex::new(first), own: Mutex::new(own), shared, progress, acks, hand_over, wake }
+        Self {
+            status: Mutex::new(first),
+            own: Mutex::new(own),
+            shared,
+            progress: OnceLock::new(),
+            acks,
+            hand_over,
+            wake,
+        }
+    }
+
+    /// From now on the replay's progress is part of the status.
+    pub(super) fn follow(&self, progress: Arc<Progress>) {
+        // Set once, when the channel is there.
+        let _ = self.progress.set(progress);
     }
 
     pub(super) fn heard(&self, at: Moment) {
@@ -82,7 +96,7 @@ impl Board {
 
     /// How far the replay of this side, or of the peer, has come.
     pub(super) fn executed(&self) -> Executed {
-        self.progress.as_ref().map_or_else(Executed::default, |progress| progress.load())
+        self.progress.get().map_or_else(Executed::default, |progress| progress.load())
     }
 
     pub(super) fn is_due(&self, now: Moment) -> bool {
@@ -143,7 +157,7 @@ impl Board {
         if let Some(acks) = &self.acks {
             return Some(Lag { ms: own.lag as f64 / 1e6, entries: acks.lag() });
         }
-        self.progress.as_ref().map(|_| Lag { ms: own.lag as f64 / 1e6, entries: 0 })
+        self.progress.get().map(|_| Lag { ms: own.lag as f64 / 1e6, entries: 0 })
     }
 }
 
