@@ -111,6 +111,12 @@ impl BatchBuilder {
         self.batch.entries.is_empty() && self.batch.base == point
     }
 
+    /// Whether there are entries to send.
+    #[must_use]
+    pub const fn has_entries(&self) -> bool {
+        !self.batch.entries.is_empty()
+    }
+
     /// Whether the batch has grown so much that it has to be sealed at `point`.
     #[must_use]
     pub const fn must_seal(&self, point: u64) -> bool {

@@ -22,6 +22,9 @@ pub trait Inputs {
     fn front(&mut self) -> Option<Input<'_>>;
     /// Drops the front input.
     fn take(&mut self);
+    /// CPU time that this thread has had, in nanoseconds. Tells a guest that computes from one that
+    /// the host does not run.
+    fn cpu_time(&mut self) -> u64;
     /// Sleeps until an input is pending, `until` has come, or the run is asked to leave. May return
     /// early.
     fn wait(&mut self, until: Option<VirtualTime>);
@@ -93,6 +96,8 @@ pub struct Recorder<I, L> {
     builder: BatchBuilder,
     pace: Pace,
     resets: ResetPolicy,
+    /// The point at which the guest was last interrupted, and the CPU time then.
+    computing: (u64, u64),
     /// Host time of the last point, in nanoseconds.
     last_point: u64,
     /// Host time of the last commit, in nanoseconds.
@@ -117,6 +122,7 @@ where
             builder: BatchBuilder::new(run.point(), run.machine.now()),
             pace,
             resets: ResetPolicy::new(now),
+            computing: (u64::MAX, 0),
             last_point: now,
             last_commit: now,
             last_observed: 0,
@@ -173,6 +179,12 @@ where
     /// Whether a batch up to `point` would say anything.
     fn has_news(&self, point: u64) -> bool {
         self.log.enabled() && (self.log.waiting() || !self.builder.is_empty_at(point))
+    }
+
+    /// Whether a guest that goes idle should be told of at once. That its points have moved on can wait
+    /// for the next entry: the backup then does them with it.
+    fn has_entries(&self) -> bool {
+        self.log.enabled() && (self.log.waiting() || self.builder.has_entries())
     }
 
     /// Seals the log where a run that was left stands.
@@ -252,7 +264,7 @@ where
             return Ok(Flow::Leave);
         }
         // Points up to the exit that led here are complete; the end of the wait is not.
-        if self.has_news(run.point() - 1) {
+        if self.has_entries() {
             self.commit_at(run, run.point() - 1)?;
         }
         self.log.idle();
@@ -295,10 +307,17 @@ where
             self.force_stop(run, now.as_nanos())?;
             return Ok(Flow::Continue);
         }
+        // The host interrupts every half bound. The first time at a point only starts the clock, so
+        // that two halves make the whole; a guest that was not run in between has not computed.
+        let cpu = self.inputs.cpu_time();
+        let (point, since) = self.computing;
+        if point != run.point() {
+            self.computing = (run.point(), cpu);
+            return Ok(Flow::Continue);
+        }
+        let computed = cpu.saturating_sub(since);
         let waits = self.inputs.pending() || run.machine.deadline().is_some_and(|deadline| deadline <= now);
-        let silence = now.as_nanos().saturating_sub(self.last_point);
-        // The host interrupts every half bound: two halves make the whole.
-        if (waits && silence >= self.pace.bound / 2) || silence >= self.pace.bound * IDLE_BOUNDS {
+        if (waits && computed >= self.pace.bound / 4) || computed >= self.pace.bound * IDLE_BOUNDS {
             self.force_stop(run, now.as_nanos())?;
         }
         Ok(Flow::Continue)

@@ -141,7 +141,6 @@ pub mod backup;
 pub mod claim;
 pub mod event;
 pub mod gate;
-pub mod heartbeat;
 pub mod joining;
 pub mod lease;
 pub mod live;

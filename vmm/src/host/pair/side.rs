@@ -97,7 +97,7 @@ struct Loop {
     bound: Option<u64>,
     /// News that wait until all outputs before them have left.
     held_news: Option<News>,
-    /// When log up to a frame came in.
+    /// When log up to a frame came in, or was sent.
     marks: VecDeque<(u64, Moment)>,
     executed: u64,
     sent: u64,
@@ -240,11 +240,17 @@ impl Loop {
         if ack.flags.contains(AckFlags::DIVERGED) {
             tracing::warn!("the backup says that it diverged");
         }
+        // The oldest frame that is not executed yet has been on its way since it was sent.
+        while self.marks.front().is_some_and(|(sequence, _)| *sequence <= ack.executed.sequence) {
+            self.marks.pop_front();
+        }
+        let lag = self.marks.front().map_or(0, |(_, sent)| now.since(*sent));
+        self.s.board.lag(lag);
         let ack = Ack {
             generation: self.s.generation,
             received: ack.received,
             executed: ack.executed.sequence,
-            lag: 0,
+            lag,
             digest: ack.executed.digest,
             echo: (ack.echo != 0).then(|| Moment::from_nanos(ack.echo)),
         };
@@ -325,8 +331,8 @@ impl Loop {
             match item {
                 News::Stopped(sequence) => self.on(now, Event::GuestStopped { sequence }),
                 News::Ended(sequence) => {
-                    self.take_progress();
                     self.on(now, Event::GuestEnded { sequence });
+                    self.take_progress();
                 }
                 News::Drained => self.take_progress(),
                 News::Diverged(divergence) => {
@@ -345,7 +351,9 @@ impl Loop {
         let sent = self.s.acks.as_ref().map_or(0, |acks| acks.sent());
         if sent != self.sent {
             self.sent = sent;
-            self.on(now(), Event::Sent { sequence: sent });
+            let now = now();
+            self.marks.push_back((sent, now));
+            self.on(now, Event::Sent { sequence: sent });
         }
     }
 

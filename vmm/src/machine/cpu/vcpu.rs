@@ -231,6 +231,10 @@ impl Vcpu {
             }
             Answer::Fault => msr.error = 1,
         }
+        // A #GP that comes of this is delivered at the next entry, and an interrupt queued beside it
+        // would be dropped at the exit after that (`svm_complete_interrupts` clears the queue). It has to
+        // wait for the next interrupt window.
+        run.ready_for_interrupt_injection = 0;
     }
 
     /// Whether an interrupt can be injected right now.
