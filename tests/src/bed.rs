@@ -72,6 +72,9 @@ fn beside(name: &str) -> anyhow::Result<PathBuf> {
 /// The core of the clients and of the primary, as if it were one host; and the core of the backup.
 pub const CORES: [usize; 2] = [0, 1];
 
+/// Between two looks at the sides.
+const LOOK: Duration = Duration::from_millis(2);
+
 /// Where VMs are started.
 #[derive(Debug)]
 pub struct Bed {
@@ -209,13 +212,23 @@ impl Bed {
     /// When it does not come up.
     pub fn pair(&mut self) -> anyhow::Result<Pair> {
         let files = self.fresh_files()?;
-        let mut backup = self.start("backup", Host::Backup, &files, &[])?;
-        backup.wait_for_role(&[Role::Joining, Role::Backup], self.patience(10.0))?;
-        let mut primary = self.start("primary", Host::Primary, &files, &[])?;
-        primary.wait_for_role(&[Role::Primary], self.patience(10.0))?;
-        backup.wait_for_role(&[Role::Backup], self.patience(10.0))?;
-        self.wait_for_server(&mut primary, self.patience(10.0))?;
-        Ok(Pair { primary, backup, files })
+        let backup = self.start("backup", Host::Backup, &files, &[])?;
+        let primary = self.start("primary", Host::Primary, &files, &[])?;
+        let mut pair = Pair { primary, backup, files };
+        let deadline = Instant::now() + self.patience(10.0);
+        while !pair.is_whole() {
+            // One that waits for the other says nothing yet; one that has ended says why.
+            for side in pair.sides() {
+                side.must_run()?;
+            }
+            self.pause(LOOK)?;
+            if Instant::now() > deadline {
+                pair.primary.wait_for_role(&[Role::Primary], Duration::ZERO)?;
+                pair.backup.wait_for_role(&[Role::Backup], Duration::ZERO)?;
+            }
+        }
+        self.wait_for_server(&mut pair.primary, self.patience(10.0))?;
+        Ok(pair)
     }
 
     /// Forgets the files of the last VM started, unless they are kept.
@@ -269,13 +282,7 @@ impl Bed {
         // Short at first: a guest that is not up yet does not answer the first ARP request.
         let one_try = Duration::from_millis(50) * self.spec.pace.patience;
         while !self.lab.client().enter(|| ping(&server, one_try))? {
-            if let Some(ended) = side.process.ended() {
-                bail!(
-                    "the {} ended ({ended}); its last words:\n{}",
-                    side.process.name(),
-                    side.process.last_words(10)
-                );
-            }
+            side.must_run()?;
             if self.interrupted.requested() {
                 bail!("interrupted");
             }

@@ -76,6 +76,15 @@ impl Side {
         self.process.ended().is_some() || self.role() == Some(Role::Halted)
     }
 
+    /// Checks that its process has not ended.
+    ///
+    /// # Errors
+    /// When it has; its last words say why.
+    pub fn must_run(&mut self) -> anyhow::Result<()> {
+        let Some(ended) = self.process.ended() else { return Ok(()) };
+        bail!("the {} ended ({ended}); its last words:\n{}", self.process.name(), self.process.last_words(10))
+    }
+
     /// Waits until it has one of these roles.
     ///
     /// # Errors
@@ -89,10 +98,8 @@ impl Side {
             {
                 return Ok(status.clone());
             }
-            let (name, last) = (self.process.name().to_owned(), self.process.last_words(10));
-            if let Some(ended) = self.process.ended() {
-                bail!("the {name} ended ({ended}); its last words:\n{last}");
-            }
+            self.must_run()?;
+            let (name, last) = (self.process.name(), self.process.last_words(10));
             if Instant::now() >= deadline {
                 let wanted = roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(" or ");
                 let now = match status {

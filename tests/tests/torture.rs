@@ -9,7 +9,7 @@ use tandem_tests::lab;
 use tandem_tests::standin::Misdeed;
 use tandem_tests::torture::fault::Kind;
 use tandem_tests::torture::tally::Summary;
-use tandem_tests::torture::torture;
+use tandem_tests::torture::{Plan, torture};
 use tandem_vmm::host::shutdown::Shutdown;
 
 /// Tortures, or says why not.
@@ -24,8 +24,9 @@ fn tortured(misdeed: Option<Misdeed>, runs: u64, kinds: &[Kind]) -> Option<Summa
     let spec = Spec { name: "torture".to_owned(), guest: Guest::Embedded, pace: Pace::BUSY };
     let program = Program::stand_in(misdeed).unwrap();
     let mut bed = Bed::new("test", program, spec, Shutdown::new().unwrap()).unwrap();
+    let plan = Plan { runs, seed: 11, kinds: kinds.to_vec(), keep: false };
     let mut told = vec![];
-    let summary = torture(&mut bed, runs, 11, kinds, &mut told).unwrap();
+    let summary = torture(&mut bed, &plan, &mut told).unwrap();
     println!("{}{summary:?}", String::from_utf8(told).unwrap());
     Some(summary)
 }

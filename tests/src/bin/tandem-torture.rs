@@ -10,7 +10,7 @@ use tandem_tests::lab;
 use tandem_tests::random::fresh_seed;
 use tandem_tests::standin::Misdeed;
 use tandem_tests::torture::fault::Kind;
-use tandem_tests::torture::torture;
+use tandem_tests::torture::{Plan, torture};
 use tandem_vmm::host::shutdown::Shutdown;
 
 /// Kill, freeze, cut off and starve protected pairs, one fault a run, under a client that checks every acknowledgement
@@ -30,6 +30,9 @@ struct Args {
     /// Heartbeats of a machine that does other things too: 20 ms, ten missed
     #[arg(long)]
     busy: bool,
+    /// Keep the files of every run, not only of those that failed
+    #[arg(long)]
+    keep: bool,
     /// Torture the stand-in, a pair without a VM
     #[arg(long, hide = true)]
     standin: bool,
@@ -61,7 +64,8 @@ fn run(args: &Args) -> anyhow::Result<bool> {
     let kinds = if args.fault.is_empty() { &Kind::ALL[..] } else { &args.fault };
     let mut out = io::stdout().lock();
     writeln!(out, "{} runs from seed {seed}", args.runs)?;
-    let summary = torture(&mut bed, args.runs, seed, kinds, &mut out)?;
+    let summary =
+        torture(&mut bed, &Plan { runs: args.runs, seed, kinds: kinds.to_vec(), keep: args.keep }, &mut out)?;
     serde_json::to_writer(&mut out, &summary)?;
     writeln!(out)?;
     Ok(summary.verdict == "ok")

@@ -20,56 +20,59 @@ impl Outcome {
     }
 }
 
-/// Makes so many runs, and tells of each in a line.
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// So many runs.
+    pub runs: u64,
+    /// Draws the faults.
+    pub seed: u64,
+    /// Of these kinds.
+    pub kinds: Vec<Kind>,
+    /// Leave the files of every run where they are.
+    pub keep: bool,
+}
+
+/// Makes the runs, and tells of each in a line.
 ///
 /// # Errors
 /// When the lab itself fails, or nobody listens. Interrupted, it sums up what was done.
-pub fn torture(
-    bed: &mut Bed,
-    runs: u64,
-    seed: u64,
-    allowed: &[Kind],
-    out: &mut dyn Write,
-) -> anyhow::Result<Summary> {
+pub fn torture(bed: &mut Bed, plan: &Plan, out: &mut dyn Write) -> anyhow::Result<Summary> {
     let mut outcomes = Vec::new();
-    for number in 0..runs {
+    for number in 1..=plan.runs {
         // Each run has a seed of its own, so that it can be run again alone.
-        let this = seed.wrapping_add(number);
-        let outcome = match run::run(bed, this, allowed) {
+        let seed = plan.seed.wrapping_add(number - 1);
+        let outcome = match run::run(bed, seed, &plan.kinds) {
             Ok(outcome) => outcome,
             Err(_) if bed.interrupted().requested() => break,
-            Err(error) => return Err(error.context(format!("run {} (--seed {this} --runs 1)", number + 1))),
+            Err(error) => return Err(error.context(format!("run {number} (--seed {seed} --runs 1)"))),
         };
-        line(bed, out, number + 1, runs, this, &outcome)?;
+        tell(out, number, plan.runs, &outcome)?;
+        if outcome.failed() {
+            let kind = outcome.kind.map_or("?", Kind::name);
+            writeln!(out, "     again: --seed {seed} --runs 1 --fault {kind}")?;
+        }
+        if outcome.failed() || plan.keep {
+            writeln!(out, "     files: {}", bed.keep().display())?;
+        }
+        out.flush()?;
         outcomes.push(outcome);
     }
-    Ok(summary(&outcomes, seed, bed.interrupted().requested()))
+    Ok(summary(&outcomes, plan.seed, bed.interrupted().requested()))
 }
 
-fn line(
-    bed: &mut Bed,
-    out: &mut dyn Write,
-    number: u64,
-    runs: u64,
-    seed: u64,
-    outcome: &Outcome,
-) -> io::Result<()> {
+fn tell(out: &mut dyn Write, number: u64, runs: u64, outcome: &Outcome) -> io::Result<()> {
     let kind = outcome.kind.map_or("?", Kind::name);
-    let silence = outcome
-        .outage
-        .map_or_else(String::new, |outage| format!("{:7.1} ms silent", outage.as_secs_f64() * 1e3));
+    let millis = |outage: std::time::Duration| format!("{:7.1} ms silent", outage.as_secs_f64() * 1e3);
+    let silence = outcome.outage.map_or_else(String::new, millis);
     let verdict = match (outcome.failed(), outcome.unprompted) {
         (true, _) => "FAILED",
         (false, true) => "ok, but had switched before the fault",
         (false, false) => "ok",
     };
     writeln!(out, "{number:4}/{runs} {kind:<15}{:>7} ops {silence:<18} {verdict}", outcome.acked)?;
-    if outcome.failed() {
-        for problem in &outcome.problems {
-            writeln!(out, "     {}", problem.replace('\n', "\n     "))?;
-        }
-        let kept = bed.keep();
-        writeln!(out, "     again: --seed {seed} --runs 1 --fault {kind}; files: {}", kept.display())?;
+    for problem in &outcome.problems {
+        writeln!(out, "     {}", problem.replace('\n', "\n     "))?;
     }
-    out.flush()
+    Ok(())
 }

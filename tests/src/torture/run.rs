@@ -4,6 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use tandem_arbiter::{Arbiter, Side as Seat};
 use tandem_vmm::host::control::Role;
 
 use super::fault::{Fault, Kind};
@@ -46,6 +47,11 @@ struct Struck {
     survivor: Option<Host>,
     /// Nobody is left.
     nobody: bool,
+    /// The side that was killed had won the next generation a moment before: the machine was too busy for
+    /// the heartbeats, and nobody is left.
+    winner_killed: bool,
+    /// What the pair refused to do.
+    refused: Option<String>,
     /// The clients' wait is the figure.
     measured: bool,
     /// A host from which nothing may leave in the guest's name.
@@ -78,10 +84,11 @@ pub fn run(bed: &mut Bed, seed: u64, allowed: &[Kind]) -> anyhow::Result<Outcome
     bed.pause(fault.after * bed.spec.pace.patience)?;
     let whole = pair.is_whole();
     let struck = if whole { strike(bed, &mut pair, &fault)? } else { Struck::default() };
-    outcome.unprompted = !whole;
-    if struck.nobody {
+    outcome.unprompted = !whole || struck.winner_killed;
+    outcome.problems.extend(struck.refused.clone());
+    if struck.nobody || struck.winner_killed {
         outcome.acked = client.abandon()?.acked;
-        judge_nobody(&mut pair, &mut outcome);
+        judge_nobody(bed, &mut pair, &mut outcome);
         return Ok(outcome);
     }
     if let Err(error) = client.wait_for_replies(Instant::now(), bed.patience(5.0)) {
@@ -100,11 +107,13 @@ fn strike(bed: &Bed, pair: &mut Pair, fault: &Fault) -> anyhow::Result<Struck> {
     match fault.kind {
         Kind::KillPrimary => {
             pair.primary.process.kill();
+            struck.winner_killed = has_won(pair, Seat::Primary)?;
             (struck.survivor, struck.measured) = (Some(Host::Backup), true);
         }
         Kind::KillBackup => {
             struck.silent = Some((Host::Backup, bed.lab.watch_guest_frames(Host::Backup)?));
             pair.backup.process.kill();
+            struck.winner_killed = has_won(pair, Seat::Backup)?;
             struck.survivor = Some(Host::Primary);
         }
         Kind::FreezePrimary => {
@@ -136,6 +145,7 @@ fn strike(bed: &Bed, pair: &mut Pair, fault: &Fault) -> anyhow::Result<Struck> {
             pair.primary.process.kill();
             bed.pause(lasts)?;
             fs::rename(&away, &pair.files.arbiter).context("cannot move the arbiter back")?;
+            struck.winner_killed = has_won(pair, Seat::Primary)?;
             struck.survivor = Some(Host::Backup);
         }
         Kind::SlowBackup => {
@@ -152,10 +162,10 @@ fn strike(bed: &Bed, pair: &mut Pair, fault: &Fault) -> anyhow::Result<Struck> {
             pair.backup.process.kill();
             struck.nobody = true;
         }
-        Kind::Failover => {
-            pair.primary.failover().context("the primary does not hand over")?;
-            (struck.survivor, struck.measured) = (Some(Host::Backup), true);
-        }
+        Kind::Failover => match pair.primary.failover() {
+            Ok(_) => (struck.survivor, struck.measured) = (Some(Host::Backup), true),
+            Err(error) => struck.refused = Some(format!("the primary does not hand over: {error:#}")),
+        },
     }
     Ok(struck)
 }
@@ -176,10 +186,21 @@ fn wait_for_live(bed: &Bed, pair: &mut Pair, host: Host, patience: Duration) -> 
     Ok(true)
 }
 
-fn judge_nobody(pair: &mut Pair, outcome: &mut Outcome) {
+/// Whether that side has won a generation after the first, as the arbiter remembers it.
+fn has_won(pair: &Pair, seat: Seat) -> anyhow::Result<bool> {
+    let state = Arbiter::open(&pair.files.arbiter)?.show()?;
+    Ok(state.claims.iter().any(|claim| claim.generation > 1 && claim.side == seat))
+}
+
+fn judge_nobody(bed: &Bed, pair: &mut Pair, outcome: &mut Outcome) {
     for side in pair.sides() {
-        if side.process.ended().is_none() {
-            outcome.problems.push(format!("the {} survived SIGKILL", side.process.name()));
+        // One that was not killed has lost, and finds out.
+        let deadline = Instant::now() + bed.patience(2.0);
+        while !side.has_stopped() && Instant::now() < deadline {
+            std::thread::sleep(LOOK);
+        }
+        if !side.has_stopped() {
+            outcome.problems.push(format!("the {} runs on", side.process.name()));
         }
         outcome.diverged |= side.divergence().is_some();
     }

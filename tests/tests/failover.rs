@@ -1,0 +1,124 @@
+//! A pair of the embedded guest, and one fault in each test.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of it is test code")]
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use tandem_tests::bed::{Bed, Program};
+use tandem_tests::client::{Client, Load};
+use tandem_tests::config::{Guest, Pace, Spec};
+use tandem_tests::lab;
+use tandem_tests::torture::fault::Kind;
+use tandem_tests::torture::tally::Summary;
+use tandem_tests::torture::{Plan, torture};
+use tandem_vmm::host::control::Role;
+use tandem_vmm::host::shutdown::Shutdown;
+
+/// A bed, or nothing and why.
+fn bed() -> Option<Bed> {
+    let kvm = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    let obstacle = kvm.err().map(|error| format!("/dev/kvm: {error}")).or_else(lab::obstacle);
+    let program = match (obstacle, Program::tandem()) {
+        (None, Ok(program)) => program,
+        (Some(obstacle), _) => {
+            println!("skipped: {obstacle}");
+            return None;
+        }
+        (None, Err(error)) => {
+            println!("skipped: {error:#}");
+            return None;
+        }
+    };
+    let spec = Spec { name: "failover".to_owned(), guest: Guest::Embedded, pace: Pace::BUSY };
+    Some(Bed::new("test", program, spec, Shutdown::new().unwrap()).unwrap())
+}
+
+fn runs(kind: Kind, runs: u64) -> Option<Summary> {
+    let _alone = lab::alone().unwrap();
+    let mut bed = bed()?;
+    let plan = Plan { runs, seed: 20, kinds: vec![kind], keep: false };
+    let mut told = vec![];
+    let summary = torture(&mut bed, &plan, &mut told).unwrap();
+    println!("{}{summary:?}", String::from_utf8(told).unwrap());
+    assert_eq!(summary.verdict, "ok", "{kind}: the lines above say why");
+    assert!(summary.ops_acked > 100, "{summary:?}");
+    Some(summary)
+}
+
+#[test]
+fn the_backup_takes_over_from_a_killed_primary() {
+    let Some(summary) = runs(Kind::KillPrimary, 3) else { return };
+    assert!(summary.failover_ms.max.is_some() || summary.unprompted > 0, "{summary:?}");
+}
+
+#[test]
+fn the_primary_runs_on_when_its_backup_is_killed() {
+    runs(Kind::KillBackup, 2);
+}
+
+#[test]
+fn a_primary_that_was_frozen_sends_nothing_after_the_take_over() {
+    runs(Kind::FreezePrimary, 4);
+}
+
+#[test]
+fn a_backup_that_was_frozen_halts() {
+    runs(Kind::FreezeBackup, 2);
+}
+
+#[test]
+fn a_cut_between_the_sides_leaves_one() {
+    runs(Kind::CutLog, 2);
+}
+
+#[test]
+fn without_the_arbiter_nobody_goes_live() {
+    runs(Kind::ArbiterAway, 2);
+}
+
+#[test]
+fn a_slow_backup_holds_nobody_up_for_long() {
+    runs(Kind::SlowBackup, 2);
+}
+
+#[test]
+fn two_kills_leave_nobody() {
+    runs(Kind::KillBoth, 1);
+}
+
+#[test]
+fn a_deliberate_switch_loses_nothing() {
+    runs(Kind::Failover, 2);
+}
+
+#[test]
+fn both_sides_tell_their_state() {
+    let _alone = lab::alone().unwrap();
+    let Some(mut bed) = bed() else { return };
+    let mut pair = bed.pair().unwrap();
+    let load = Load { patience: bed.patience(5.0), ..Load::new(bed.server(), 1) };
+    let client = Client::start(Some(bed.lab.client()), load).unwrap();
+    client.wait_for_replies(Instant::now(), bed.patience(5.0)).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let primary = pair.primary.status().unwrap();
+    let backup = pair.backup.status().unwrap();
+    assert_eq!((primary.name.as_str(), backup.name.as_str()), ("failover", "failover"));
+    assert_eq!((primary.role, backup.role), (Role::Primary, Role::Backup));
+    assert_eq!(primary.generation, backup.generation);
+    assert!(primary.generation > 0);
+    for status in [&primary, &backup] {
+        assert!(status.peer.as_ref().is_some_and(|peer| peer.alive), "{status:?}");
+    }
+    let delay = primary.output_delay.unwrap();
+    assert!(delay.count > 0 && delay.p50_us > 0.0 && delay.p50_us <= delay.max_us, "{delay:?}");
+    assert!(primary.log.iter().any(|kind| kind.entries > 0 && kind.bytes > 0), "{:?}", primary.log);
+    assert!(primary.exits.values().sum::<u64>() > 0);
+    assert!(primary.guest_time_ns > 0 && primary.digest.is_some());
+    assert!(client.finish().unwrap().clean());
+
+    let generation = primary.generation;
+    pair.primary.process.kill();
+    let live = pair.backup.wait_for_role(&[Role::Live], bed.patience(5.0)).unwrap();
+    assert!(live.generation > generation, "{live:?}");
+    assert!(live.guest_time_ns >= primary.guest_time_ns, "the guest's time goes on");
+}
