@@ -98,6 +98,7 @@ pub struct Guest {
     kernel: Cow<'static, [u8]>,
     initrd: Option<Vec<u8>>,
     command_line: String,
+    embedded: bool,
     nics: Vec<NicConfig>,
     disks: Vec<DiskConfig>,
 }
@@ -127,7 +128,10 @@ impl Guest {
         let initrd = config.machine.initrd.as_deref().map(|path| read("initrd", path)).transpose()?;
         let mut command_line = config.machine.cmdline.clone();
         if embedded {
-            command_line = format!("{command_line} tandem.doorbell={DOORBELL_ADDRESS:#x}").trim().to_owned();
+            command_line =
+                format!("{command_line} tandem.doorbell={DOORBELL_ADDRESS:#x} tandem.doorbell_frames=1")
+                    .trim()
+                    .to_owned();
         }
         let disks = config
             .disks
@@ -135,7 +139,7 @@ impl Guest {
             .map(|d| Ok(DiskConfig { sectors: disk::sectors(&d.path)?, read_only: d.read_only }))
             .collect::<Result<_, DiskError>>()?;
         let nics = config.nets.iter().map(|net| NicConfig { mac: net.mac.bytes() }).collect();
-        Ok(Self { ram: config.machine.memory, kernel, initrd, command_line, nics, disks })
+        Ok(Self { ram: config.machine.memory, kernel, initrd, command_line, embedded, nics, disks })
     }
 
     /// The machine's configuration for a boot.
@@ -151,6 +155,7 @@ impl Guest {
             seed: facts.seed,
             wall_clock: facts.wall_clock,
             dirty_log,
+            doorbell: self.embedded,
         }
     }
 

@@ -25,6 +25,7 @@ use super::virtio::SLOT_SIZE;
 use super::virtio::blk::CompletionError;
 use super::virtio::device::VirtioDevice;
 use super::virtio::mmio::{NoSuchSlot, VirtioMmio};
+use super::virtio::net::RxOutcome;
 
 /// Interrupt lines of the fixed devices (IBM PC/AT).
 mod irq {
@@ -91,16 +92,25 @@ pub struct Board {
     pm1: Pm1Control,
     pm_timer: PmTimer,
     virtio: Vec<VirtioMmio>,
+    /// Whether there is a doorbell page: for the embedded guest only.
+    doorbell: bool,
+    /// Whether a frame came in since the guest last returned from the doorbell.
+    frame_came: bool,
     unclaimed: BTreeSet<Notice>,
 }
 
 impl Board {
     /// A board with the fixed devices and `virtio` devices in slot order. `wall_clock`: unix seconds at
-    /// power-on.
+    /// power-on. `doorbell`: with the embedded guest's doorbell page.
     ///
     /// # Errors
     /// When there are more devices than slots.
-    pub fn new(wall_clock: u64, ram: &GuestRam, virtio: Vec<VirtioDevice>) -> Result<Self, NoSuchSlot> {
+    pub fn new(
+        wall_clock: u64,
+        ram: &GuestRam,
+        virtio: Vec<VirtioDevice>,
+        doorbell: bool,
+    ) -> Result<Self, NoSuchSlot> {
         let below_4g = ram.size().min(MMIO_START);
         let memory = MemorySize { below_4g, above_4g: ram.size() - below_4g };
         let virtio =
@@ -116,6 +126,8 @@ impl Board {
             pm1: Pm1Control::new(),
             pm_timer: PmTimer::new(Width::Bits24),
             virtio,
+            doorbell,
+            frame_came: false,
             unclaimed: BTreeSet::new(),
         })
     }
@@ -136,6 +148,26 @@ impl Board {
     #[must_use]
     pub fn interrupt_pending(&self) -> bool {
         self.pic.pending()
+    }
+
+    /// The guest idles at the doorbell: what it queued without a notification goes out.
+    pub(super) fn idle_begins(&mut self, memory: &GuestMemory, out: &mut dyn Outputs) {
+        for slot in &mut self.virtio {
+            slot.serve_at_idle(memory, out);
+        }
+        self.update_lines();
+    }
+
+    /// Whether the doorbell returns: an interrupt waits, or a frame came in, for which the guest does not
+    /// ask for an interrupt.
+    #[must_use]
+    pub(super) fn doorbell_returns(&self) -> bool {
+        self.frame_came || self.pic.pending()
+    }
+
+    /// The guest returns from the doorbell.
+    pub(super) fn idle_ends(&mut self) {
+        self.frame_came = false;
     }
 
     /// Takes the interrupt that waits; its vector.
@@ -215,18 +247,21 @@ impl Board {
     }
 
     /// Offset of `address` in the doorbell page.
-    fn doorbell_offset(address: u64) -> Option<u64> {
+    fn doorbell_offset(&self, address: u64) -> Option<u64> {
+        if !self.doorbell {
+            return None;
+        }
         address.checked_sub(DOORBELL_ADDRESS).filter(|offset| *offset < DOORBELL_LEN)
     }
 
     /// Whether a read of `size` bytes at `address` waits for an interrupt.
-    pub(super) fn is_idle_read(address: u64, size: usize) -> bool {
-        Self::doorbell_offset(address).is_some_and(|offset| doorbell::is_idle(offset, size))
+    pub(super) fn is_idle_read(&self, address: u64, size: usize) -> bool {
+        self.doorbell_offset(address).is_some_and(|offset| doorbell::is_idle(offset, size))
     }
 
     /// A read outside RAM.
     pub(super) fn mmio_read(&mut self, address: u64, data: &mut [u8], out: &mut dyn Outputs) {
-        if let Some(offset) = Self::doorbell_offset(address) {
+        if let Some(offset) = self.doorbell_offset(address) {
             doorbell::read(self.now, offset, data);
         } else if let Some((slot, offset)) = self.virtio_at(address) {
             slot.read(offset, data);
@@ -245,7 +280,7 @@ impl Board {
         out: &mut dyn Outputs,
     ) -> Power {
         let mut power = None;
-        if let Some(offset) = Self::doorbell_offset(address) {
+        if let Some(offset) = self.doorbell_offset(address) {
             power = doorbell::decode_write(offset, data).and_then(|command| carry_out(command.into(), out));
         } else if let Some((slot, offset)) = self.virtio_at(address) {
             slot.write(offset, data, memory, out);
@@ -325,7 +360,8 @@ impl Board {
                 let slot =
                     self.nic(nic).ok_or(InputError::NoDevice { kind: "network device", number: nic })?;
                 // Without a buffer the frame is lost, on both sides.
-                let _ = self.virtio[slot].receive(frame, memory);
+                let outcome = self.virtio[slot].receive(frame, memory);
+                self.frame_came |= outcome == RxOutcome::Delivered;
             }
             Input::DiskDone { disk, tag, status, data } => {
                 let slot = self.disk(disk).ok_or(InputError::NoDevice { kind: "disk", number: disk })?;
@@ -359,6 +395,7 @@ impl Board {
         }
         let mut sums = vec![
             ("virtual time".to_owned(), self.now.as_nanos()),
+            ("doorbell".to_owned(), u64::from(self.frame_came)),
             ("8259".to_owned(), sum(self.pic.state())),
             ("8254".to_owned(), sum(self.pit.state())),
             ("RTC".to_owned(), sum(self.rtc.state())),

@@ -63,6 +63,9 @@ pub struct MachineConfig<'a> {
     pub wall_clock: u64,
     /// Whether KVM logs dirty pages, which forced stops need.
     pub dirty_log: bool,
+    /// Whether the machine has the embedded guest's doorbell page, at which the guest idles, and at which
+    /// its network queues are served without notifications.
+    pub doorbell: bool,
 }
 
 /// What a machine came upon.
@@ -156,7 +159,7 @@ impl Machine {
         let table = cpuid::to_kvm(&cpuid)
             .map_err(|_| MachineError::Kvm("KVM_SET_CPUID2", kvm_ioctls::Error::new(libc::E2BIG)))?;
         vcpu.fd().set_cpuid2(&table).map_err(kvm("KVM_SET_CPUID2"))?;
-        let board = Board::new(config.wall_clock, &ram, virtio_devices(config))?;
+        let board = Board::new(config.wall_clock, &ram, virtio_devices(config), config.doorbell)?;
         let command_line = [config.command_line.to_owned(), board.command_line()].join(" ").trim().to_owned();
         let image = BootImage {
             kernel: config.kernel,
@@ -283,7 +286,8 @@ impl Machine {
                     power = power.or(self.board.port_out(port, item, out));
                 }
             }
-            Exit::MmioRead { address, size } if Board::is_idle_read(address, usize::from(size)) => {
+            Exit::MmioRead { address, size } if self.board.is_idle_read(address, usize::from(size)) => {
+                self.board.idle_begins(self.ram.memory(), out);
                 self.idle_read = Some(IdleRead { address, size });
                 return Ok(Emulated::Idle);
             }
@@ -316,15 +320,19 @@ impl Machine {
         self.vcpu.answer_msr(answer);
     }
 
-    /// Whether an interrupt ends the idle wait.
+    /// Whether the idle wait can end.
     #[must_use]
     pub fn can_wake(&self) -> bool {
-        self.board.interrupt_pending()
+        match self.idle_read {
+            Some(_) => self.board.doorbell_returns(),
+            None => self.board.interrupt_pending(),
+        }
     }
 
     /// Ends the idle wait.
     pub fn wake(&mut self) {
         if let Some(IdleRead { address, size }) = self.idle_read.take() {
+            self.board.idle_ends();
             self.answer_read(address, size, &mut super::output::Dropped);
         }
     }
@@ -463,7 +471,10 @@ fn filter_msrs(vm: &VmFd) -> Result<(), MachineError> {
 
 /// Slots in order: network devices, disks, entropy, console.
 fn virtio_devices(config: &MachineConfig<'_>) -> Vec<VirtioDevice> {
-    let nics = config.nics.iter().zip(0..).map(|(nic, number)| VirtioDevice::Net(Net::new(number, nic.mac)));
+    let nics = config.nics.iter().zip(0..).map(|(nic, number)| {
+        let net = Net::new(number, nic.mac);
+        VirtioDevice::Net(if config.doorbell { net.served_at_idle() } else { net })
+    });
     let disks = config.disks.iter().zip(0..).map(|(disk, number)| {
         let mut id = [0; ID_LEN];
         let name = format!("tandem-disk-{number}");

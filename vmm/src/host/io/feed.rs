@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::host::tap::{LONGEST_FRAME, Tap};
 use crate::host::vcpu::inputs::{InputSource, Packet};
@@ -20,6 +21,9 @@ pub struct Feed {
     /// Whether standard input is the guest's serial line.
     typed: bool,
     source: InputSource,
+    /// Whether the machine runs here. What comes while it does not is dropped: at go-live nothing old
+    /// must wait.
+    accepting: Arc<AtomicBool>,
 }
 
 /// What feeding one descriptor led to.
@@ -34,10 +38,15 @@ pub enum Fed {
 }
 
 impl Feed {
-    /// A feed from `taps` and, if `typed`, from standard input.
+    /// A feed from `taps` and, if `typed`, from standard input, for as long as `accepting`.
     #[must_use]
-    pub const fn new(taps: Vec<Arc<Tap>>, typed: bool, source: InputSource) -> Self {
-        Self { taps, typed, source }
+    pub const fn new(
+        taps: Vec<Arc<Tap>>,
+        typed: bool,
+        source: InputSource,
+        accepting: Arc<AtomicBool>,
+    ) -> Self {
+        Self { taps, typed, source, accepting }
     }
 
     /// The descriptors to wait for, with the token to feed when they are readable.
@@ -61,6 +70,11 @@ impl Feed {
     }
 
     fn feed_packets(&mut self, tap: &Tap, nic: u8) -> io::Result<Fed> {
+        if !self.accepting.load(Ordering::Acquire) {
+            let mut frame = [0; LONGEST_FRAME];
+            while tap.read_frame(&mut frame)?.is_some() {}
+            return Ok(Fed::Drained);
+        }
         let mut fed = Fed::More;
         let mut any = false;
         for _ in 0..BURST {

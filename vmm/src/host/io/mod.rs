@@ -6,7 +6,7 @@ pub mod disk;
 /// Packets and typed bytes, from the host to the vCPU thread.
 pub mod feed;
 
-/// The I/O thread of a machine without a peer.
+/// The feeding thread.
 pub mod pump;
 
 /// The serial line's and the console's output.

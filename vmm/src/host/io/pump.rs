@@ -1,15 +1,15 @@
-//! The I/O thread of a machine without a peer: waits for the host's descriptors and feeds the vCPU.
+//! The feeding thread: waits for the host's descriptors and feeds the vCPU.
+//!
+//! An ordinary thread also beside a side thread that runs ahead: so the packets of a busy client come to
+//! the guest in batches, and not each with a switch of its own.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::feed::{Fed, Feed};
 use crate::host::shutdown::Shutdown;
-use crate::host::vcpu::inputs::VcpuBell;
 
 /// The token of the shutdown descriptor.
 const SHUTDOWN: u64 = u64::MAX - 1;
@@ -82,16 +82,19 @@ impl AsRawFd for Epoll {
 #[derive(Debug)]
 pub struct Pump {
     stop: Shutdown,
-    over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Pump {
-    /// Starts the thread. When `shutdown` fires, or the feed fails, the vCPU thread is asked to leave.
+    /// Starts the thread. When `shutdown` fires, or the feed fails, `ended` is called on it.
     ///
     /// # Errors
     /// When the kernel has no thread or descriptor left.
-    pub fn start(feed: Feed, bell: Arc<VcpuBell>, shutdown: &Shutdown) -> io::Result<Self> {
+    pub fn start(
+        feed: Feed,
+        shutdown: Option<&Shutdown>,
+        ended: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         for (fd, token) in feed.descriptors() {
             // Standard input may be a plain file, which is always ready and cannot be waited for.
@@ -101,24 +104,17 @@ impl Pump {
             }
         }
         let stop = Shutdown::new()?;
-        epoll.add(shutdown.as_raw_fd(), SHUTDOWN)?;
+        if let Some(shutdown) = shutdown {
+            epoll.add(shutdown.as_raw_fd(), SHUTDOWN)?;
+        }
         epoll.add(stop.as_raw_fd(), SHUTDOWN)?;
-        let over = Arc::new(AtomicBool::new(false));
-        let ended = Arc::clone(&over);
         let thread = std::thread::Builder::new().name("tandem-io".to_owned()).spawn(move || {
             if let Err(error) = pump(feed, &epoll) {
                 tracing::error!(%error, "the guest's devices cannot be served any more");
             }
-            ended.store(true, Ordering::Release);
-            bell.leave();
+            ended();
         })?;
-        Ok(Self { stop, over, thread: Some(thread) })
-    }
-
-    /// Whether the thread has ended.
-    #[must_use]
-    pub fn is_over(&self) -> bool {
-        self.over.load(Ordering::Acquire)
+        Ok(Self { stop, thread: Some(thread) })
     }
 }
 

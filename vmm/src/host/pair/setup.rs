@@ -35,6 +35,7 @@ use crate::host::control::{Role, Server};
 use crate::host::guest::{BootFacts, Guest};
 use crate::host::io::disk::Disks;
 use crate::host::io::feed::Feed;
+use crate::host::io::pump::Pump;
 use crate::host::io::terminal::Terminal;
 use crate::host::run::solo::{open_taps, pace};
 use crate::host::shutdown::Shutdown;
@@ -201,7 +202,8 @@ pub fn primary(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairEr
         lead(&mut run, inputs, log, pace, shared)
     })?;
 
-    let feed = Feed::new(exits.taps.clone(), config.serial.input == SerialInput::Stdin, wiring.feed);
+    let accepting = Arc::new(AtomicBool::new(false));
+    let _pump = pump(config, &exits, wiring.feed, &accepting)?;
     let thread = SideThread {
         side,
         channel: Channel::Acks(receiver),
@@ -210,7 +212,7 @@ pub fn primary(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairEr
         shared: Arc::clone(&shared),
         beacon,
         claims: parts.claims,
-        feed,
+        accepting,
         gate: gate_receiver,
         exits,
         disks: Vec::new(),
@@ -275,7 +277,8 @@ pub fn backup(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairErr
     let shared = Arc::clone(&wiring.shared);
     let vcpu = spawn_vcpu(&shared, move |_| follow(following))?;
 
-    let feed = Feed::new(exits.taps.clone(), config.serial.input == SerialInput::Stdin, wiring.feed);
+    let accepting = Arc::new(AtomicBool::new(false));
+    let _pump = pump(config, &exits, wiring.feed, &accepting)?;
     let thread = SideThread {
         side,
         channel: Channel::Log(receiver),
@@ -284,7 +287,7 @@ pub fn backup(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairErr
         shared: Arc::clone(&shared),
         beacon,
         claims: parts.claims,
-        feed,
+        accepting,
         gate: gate_receiver,
         exits,
         disks: config.disks.clone(),
@@ -397,6 +400,18 @@ fn accept(
             Err(error) => tracing::warn!(%peer, %error, "a peer was refused"),
         }
     }
+}
+
+/// Feeds the machine from the host's devices, once it accepts.
+fn pump(
+    config: &Config,
+    exits: &Exits,
+    source: InputSource,
+    accepting: &Arc<AtomicBool>,
+) -> Result<Pump, PairError> {
+    let typed = config.serial.input == SerialInput::Stdin;
+    let feed = Feed::new(exits.taps.clone(), typed, source, Arc::clone(accepting));
+    Pump::start(feed, None, || ()).map_err(host("start the I/O thread"))
 }
 
 fn board(

@@ -22,11 +22,10 @@ use super::{PairEnded, PairError, host};
 use crate::host::config::DiskConfig;
 use crate::host::config::MacAddress;
 use crate::host::io::disk::Disks;
-use crate::host::io::feed::{Fed, Feed};
 use crate::host::io::pump::Epoll;
 use crate::host::priority::run_ahead;
 use crate::host::shutdown::Shutdown;
-use crate::host::tap::{LONGEST_FRAME, rarp_announcement};
+use crate::host::tap::rarp_announcement;
 use crate::host::vcpu::inputs::InputSource;
 use crate::role::action::{Action, Actions, HaltReason, Report};
 use crate::role::event::{Ack, Batch, ChannelLoss, Event};
@@ -38,9 +37,6 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(10);
 
 /// How many times a side that goes live announces its addresses.
 const ANNOUNCEMENTS: usize = 3;
-
-/// How long to leave a full input ring alone.
-const FULL_PAUSE: Duration = Duration::from_micros(100);
 
 const BEACON: u64 = 1 << 32;
 const WAKE: u64 = BEACON + 1;
@@ -74,7 +70,8 @@ pub(super) struct SideThread {
     pub(super) shared: Arc<Shared>,
     pub(super) beacon: Beacon,
     pub(super) claims: Claims,
-    pub(super) feed: Feed,
+    /// Whether the machine takes inputs from this host.
+    pub(super) accepting: Arc<AtomicBool>,
     pub(super) gate: GateReceiver,
     pub(super) exits: Exits,
     /// For a backup that goes live.
@@ -91,8 +88,6 @@ pub(super) struct SideThread {
 struct Loop {
     s: SideThread,
     epoll: Epoll,
-    /// Whether the machine runs here and takes inputs.
-    leading: bool,
     /// Number of the front output at the gate, once it is bound.
     bound: Option<u64>,
     /// News that wait until all outputs before them have left.
@@ -110,17 +105,12 @@ struct Loop {
 pub(super) fn run(thread: SideThread, actions: &Actions) -> Result<PairEnded, PairError> {
     let epoll = Epoll::new().map_err(host("make an epoll set"))?;
     let add = |fd, token| epoll.add(fd, token).map_err(host("wait for a descriptor"));
-    for (fd, token) in thread.feed.descriptors() {
-        // Standard input may be a plain file, which cannot be waited for.
-        let _ = epoll.add(fd, token as u64);
-    }
     add(thread.beacon.as_raw_fd(), BEACON)?;
     add(thread.wake.as_raw_fd(), WAKE)?;
     add(thread.shutdown.as_raw_fd(), SHUTDOWN)?;
     let mut this = Loop {
         s: thread,
         epoll,
-        leading: false,
         bound: None,
         held_news: None,
         marks: VecDeque::new(),
@@ -290,32 +280,15 @@ impl Loop {
                         self.on(now(), Event::HandOver);
                     }
                 }
-                SHUTDOWN => {
-                    if !self.leaving {
-                        self.leaving = true;
-                        self.epoll.remove(self.s.shutdown.as_raw_fd());
-                        self.on(now(), Event::Leave);
-                    }
+                SHUTDOWN if !self.leaving => {
+                    self.leaving = true;
+                    self.epoll.remove(self.s.shutdown.as_raw_fd());
+                    self.on(now(), Event::Leave);
                 }
-                token => self.take_packets(token as usize),
+                _ => {}
             }
         }
         Ok(())
-    }
-
-    fn take_packets(&mut self, token: usize) {
-        if self.leading {
-            match self.s.feed.feed(token) {
-                // At this priority a mere yield would keep the vCPU thread from catching up.
-                Ok(Fed::Full) => std::thread::sleep(FULL_PAUSE),
-                Ok(_) => {}
-                Err(error) => tracing::warn!(%error, "a device cannot be read"),
-            }
-        } else if let Some(tap) = self.s.exits.taps.get(token) {
-            // Not for this side: what waits at go-live must not be old.
-            let mut frame = [0; LONGEST_FRAME];
-            while let Ok(Some(_)) = tap.read_frame(&mut frame) {}
-        }
     }
 
     fn take_news(&mut self) {
@@ -323,7 +296,7 @@ impl Loop {
         for item in self.held_news.take().into_iter().chain(news) {
             // All outputs made before must have left, or wait for an ack that will not come.
             let waits = matches!(item, News::Stopped(_) | News::Ended(_));
-            if waits && self.leading && self.s.gate.front().is_some() {
+            if waits && self.s.accepting.load(Ordering::Relaxed) && self.s.gate.front().is_some() {
                 self.held_news = Some(item);
                 continue;
             }
@@ -428,7 +401,7 @@ impl Loop {
                 // The handshake has been its welcome; the log begins with the facts of the boot.
                 Action::Welcome { .. } => {}
                 Action::StartGuest => {
-                    self.leading = matches!(self.s.side.state(), State::Primary | State::Live | State::Solo);
+                    self.accept(matches!(self.s.side.state(), State::Primary | State::Live | State::Solo));
                     self.s.shared.give(Order::Run);
                 }
                 Action::Claim { generation } => {
@@ -461,6 +434,10 @@ impl Loop {
         }
     }
 
+    fn accept(&self, inputs: bool) {
+        self.s.accepting.store(inputs, Ordering::Release);
+    }
+
     fn go_live(&mut self, generation: u64) {
         tracing::info!(generation, "going live");
         self.s.board.note(format!("took over in generation {generation}"));
@@ -471,7 +448,7 @@ impl Loop {
                 Err(error) => tracing::error!(%error, "the disks cannot be opened"),
             }
         }
-        self.leading = true;
+        self.accept(true);
         self.s.shared.give(Order::Alone);
         for _ in 0..ANNOUNCEMENTS {
             for (tap, mac) in self.s.exits.taps.iter().zip(&self.s.macs) {
@@ -484,7 +461,7 @@ impl Loop {
 
     fn halt(&mut self, reason: HaltReason) {
         self.s.shared.give(Order::Halt);
-        self.leading = false;
+        self.accept(false);
         tracing::info!(?reason, "halted");
         self.s.board.note(format!("{reason:?}"));
         self.ended = Some(PairEnded::Halted(reason));

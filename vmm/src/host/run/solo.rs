@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use kvm_ioctls::Kvm;
@@ -221,8 +222,10 @@ pub fn run(
         disks: Disks::start(&config.disks, completions)?,
         terminal: Terminal::open(&config.serial.output).map_err(RunError::Terminal)?,
     };
-    let feed = Feed::new(taps, config.serial.input == SerialInput::Stdin, feed);
-    let _pump = Pump::start(feed, Arc::clone(&bell), shutdown)
+    let accepting = Arc::new(AtomicBool::new(true));
+    let feed = Feed::new(taps, config.serial.input == SerialInput::Stdin, feed, accepting);
+    let leave = Arc::clone(&bell);
+    let _pump = Pump::start(feed, Some(shutdown), move || leave.leave())
         .map_err(|e| RunError::Host("start the I/O thread", e))?;
     let _timer = recording
         .and_then(|r| r.stop_after)

@@ -28,7 +28,7 @@ pub const MAX_FRAME: usize = 65_550;
 /// Queue of buffers for frames to the guest.
 const RX: usize = 0;
 /// Queue of frames from the guest.
-const TX: usize = 1;
+pub(super) const TX: usize = 1;
 
 /// Offset of `num_buffers` in the header.
 const NUM_BUFFERS: u32 = 10;
@@ -64,6 +64,8 @@ pub struct State {
 pub struct Net {
     nic: u8,
     mac: [u8; 6],
+    /// The board serves the transmit queue whenever the guest idles: the driver need not notify.
+    served_at_idle: bool,
 
     scratch: Box<[u8]>,
     chain: Chain,
@@ -78,10 +80,17 @@ impl Net {
         Self {
             nic,
             mac,
+            served_at_idle: false,
             scratch: vec![0; MAX_FRAME].into_boxed_slice(),
             chain: Chain::with_room_for(QUEUE_SIZE),
             state: State::default(),
         }
+    }
+
+    /// The same, with a transmit queue that the board serves at [`super::mmio::VirtioMmio::serve_at_idle`].
+    #[must_use]
+    pub fn served_at_idle(self) -> Self {
+        Self { served_at_idle: true, ..self }
     }
 
     /// Which network device this is, counted from zero.
@@ -160,7 +169,11 @@ impl Net {
             }
             queue.push_used(mem, head, 0)?;
         }
-        queue.ask_for_kick(mem)?;
+        if self.served_at_idle {
+            queue.ask_for_no_kick(mem)?;
+        } else {
+            queue.ask_for_kick(mem)?;
+        }
         queue.wants_interrupt(mem)
     }
 

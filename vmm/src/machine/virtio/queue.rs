@@ -252,6 +252,15 @@ impl VirtQueue {
         Ok(())
     }
 
+    /// Asks the driver not to notify: the device looks at the queue by itself.
+    ///
+    /// # Errors
+    /// When the rings lie outside memory.
+    pub fn ask_for_no_kick(&mut self, mem: &GuestMemory) -> Result<(), QueueError> {
+        self.ring()?.disable_notification(mem)?;
+        Ok(())
+    }
+
     /// For a queue of empty buffers that wait for input: asks to be notified only when none is left, since
     /// each notification costs the guest an exit.
     ///
