@@ -144,6 +144,29 @@ impl Bed {
         self.directory.join(self.started.to_string())
     }
 
+    /// The ends of all that the last VM's processes wrote, guest's console included.
+    #[must_use]
+    pub fn last_words(&self, lines: usize) -> String {
+        let directory = self.directory.join(self.started.to_string());
+        let mut files: Vec<_> = fs::read_dir(directory)
+            .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+            .unwrap_or_default();
+        files.sort();
+        let mut words = String::new();
+        for file in files {
+            let wanted = file.extension().is_some_and(|suffix| suffix == "out" || suffix == "err");
+            let text = if wanted { fs::read(&file).unwrap_or_default() } else { Vec::new() };
+            let text = String::from_utf8_lossy(&text);
+            let all: Vec<_> = text.lines().collect();
+            if !all.is_empty() {
+                let name = file.file_name().unwrap_or_default().to_string_lossy();
+                let tail = all[all.len().saturating_sub(lines)..].join("\n");
+                words.push_str(&format!("--- {name}\n{tail}\n"));
+            }
+        }
+        words
+    }
+
     /// The guest's Redis.
     #[must_use]
     pub const fn server(&self) -> SocketAddrV4 {

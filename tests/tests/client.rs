@@ -56,7 +56,7 @@ fn a_take_over_loses_nothing_and_its_length_is_measured() {
     let client = load(&bed);
     let (report, outage) = kill_primary(&bed, &mut pair, client);
     assert!(report.clean(), "{report:?}");
-    assert!(report.acked > 1000, "{}", report.acked);
+    assert!(report.acked > 100, "{}", report.acked);
     assert_eq!(report.connections_lost, 0);
     // Ten heartbeats of 20 ms missed; then at once.
     assert!(outage >= Duration::from_millis(180) && outage < Duration::from_secs(2), "{outage:?}");
@@ -69,7 +69,7 @@ fn a_server_that_forgot_is_found_out() {
     let mut pair = bed.pair().unwrap();
     let client = load(&bed);
     let (report, _) = kill_primary(&bed, &mut pair, client);
-    assert!(report.lost > 1000 && report.violation_count > 0 && !report.clean(), "{report:?}");
+    assert!(report.lost > 100 && report.violation_count > 0 && !report.clean(), "{report:?}");
 }
 
 /// One INCR too many, in the middle of the run, on a key of the client's.

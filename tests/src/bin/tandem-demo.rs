@@ -15,6 +15,9 @@ use tandem_vmm::host::shutdown::Shutdown;
 /// In virtme-ng the whole demonstration, its boots included, takes minutes.
 const EMULATED_SECONDS: u64 = 1200;
 
+/// Lines of each log told when it did not work.
+const LAST_WORDS: usize = 15;
+
 /// Show a protected pair on this machine: what it costs, and that nothing is lost when the primary is killed
 ///
 /// Ends with one JSON line; status 0 only if its verdict is "ok".
@@ -83,6 +86,8 @@ fn run(args: &Args, out: &mut dyn Write, verdict: &mut Verdict) -> anyhow::Resul
     let mut bed = Bed::new("demo", program, spec, Shutdown::on_signals()?)?;
     let shown = demo(&mut bed, out, verdict);
     if shown.is_err() || verdict.verdict != "ok" {
+        // Inside virtme-ng the files go away with the machine.
+        write!(out, "{}", bed.last_words(LAST_WORDS))?;
         writeln!(out, "   logs: {}", bed.keep().display())?;
     }
     shown

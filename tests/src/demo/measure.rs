@@ -10,23 +10,27 @@ use crate::bed::{Bed, Pair};
 use crate::redis_benchmark::{Rates, run};
 
 /// Turns of each.
-const ROUNDS: u32 = 2;
+const ROUNDS: u32 = 3;
 /// How long a test of a turn should take on hardware.
-const TURN: f64 = 1.2;
+const TURN: f64 = 0.8;
 
 /// What it comes to.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Cost {
-    alone: Rates,
-    pair: Rates,
+    alone: Vec<Rates>,
+    pair: Vec<Rates>,
     pub(super) output_delay_us_p50: Option<f64>,
     pub(super) log_mbit_s: f64,
 }
 
 impl Cost {
-    /// Protected by unprotected.
+    /// Protected by unprotected: the medians of the turns, and of SET and GET the geometric mean.
     pub(super) fn ratio(&self) -> f64 {
-        (self.pair.set / self.alone.set * (self.pair.get / self.alone.get)).sqrt()
+        let ratio = |rate: fn(&Rates) -> f64| {
+            let of = |turns: &[Rates]| median(turns.iter().map(rate).collect());
+            of(&self.pair) / of(&self.alone)
+        };
+        (ratio(|rates| rates.set) * ratio(|rates| rates.get)).sqrt()
     }
 }
 
@@ -45,7 +49,7 @@ pub(super) fn cost(bed: &mut Bed, say: &mut Story<'_>) -> anyhow::Result<(Cost, 
         };
         let rates = benchmark(bed, requests)?;
         tell(say, "unprotected", rates)?;
-        add(&mut cost.alone, rates);
+        cost.alone.push(rates);
         drop(side);
 
         let pair = bed.pair().context("the protected pair")?;
@@ -53,7 +57,7 @@ pub(super) fn cost(bed: &mut Bed, say: &mut Story<'_>) -> anyhow::Result<(Cost, 
         let rates = benchmark(bed, requests)?;
         let (after, took) = (pair.primary.status()?, began.elapsed());
         tell(say, "protected", rates)?;
-        add(&mut cost.pair, rates);
+        cost.pair.push(rates);
         cost.output_delay_us_p50 = after.output_delay.map(|delay| delay.p50_us);
         cost.log_mbit_s =
             log_bytes(&after).saturating_sub(log_bytes(&before)) as f64 * 8e-6 / took.as_secs_f64();
@@ -66,9 +70,10 @@ fn tell(say: &mut Story<'_>, what: &str, rates: Rates) -> anyhow::Result<()> {
     say.line(&format!("   {what:<12} SET {:>8.0}/s   GET {:>8.0}/s", rates.set, rates.get))
 }
 
-fn add(sum: &mut Rates, rates: Rates) {
-    sum.set += rates.set;
-    sum.get += rates.get;
+/// The middle one; not a number if there is none.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// How many requests make a turn.
