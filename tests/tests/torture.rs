@@ -55,8 +55,14 @@ fn a_loser_that_runs_on_is_a_second_live_side() {
 /// Frozen, taken over, thawed: it sends what was waiting, and then notices.
 #[test]
 fn a_frozen_primary_that_sends_on_is_a_second_live_side() {
-    let Some(summary) = tortured(Some(Misdeed::Zombie), 6, &[Kind::FreezePrimary]) else { return };
-    assert!(summary.two_live > 0, "{summary:?}");
+    // Whether an output waits at the moment of the freeze is a matter of luck: try until one does.
+    for _ in 0..6 {
+        let Some(summary) = tortured(Some(Misdeed::Zombie), 4, &[Kind::FreezePrimary]) else { return };
+        if summary.two_live > 0 {
+            return;
+        }
+    }
+    panic!("24 frozen primaries that send on, and none was noticed");
 }
 
 #[test]

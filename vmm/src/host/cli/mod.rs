@@ -12,14 +12,14 @@ mod solo;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 
 use anyhow::Context;
 use clap::Parser;
 
 pub use outcome::Outcome;
 
-use self::args::{CheckArgs, Cli, Command, FailoverArgs, Overrides, StatusArgs, VmArgs};
+use self::args::{CheckArgs, Cli, Command, DemoArgs, FailoverArgs, Overrides, StatusArgs, VmArgs};
 use super::check;
 use super::config::Config;
 use super::control::{Client, Pretty};
@@ -51,7 +51,7 @@ fn dispatch(command: Command) -> anyhow::Result<Outcome> {
         Command::Replay(args) => solo::again(&args),
         Command::Primary(args) => side(pair::primary(&load(&args)?, &Shutdown::on_signals()?)),
         Command::Backup(args) => side(pair::backup(&load(&args)?, &Shutdown::on_signals()?)),
-        Command::Demo(_) => not_built("demo"),
+        Command::Demo(args) => demo(&args),
         Command::Check(args) => check(&args),
         Command::Status(args) => status(&args),
         Command::Failover(args) => failover(&args),
@@ -98,8 +98,18 @@ fn load(args: &VmArgs) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-fn not_built(command: &str) -> anyhow::Result<Outcome> {
-    anyhow::bail!("`tandem {command}` is not built in this version")
+/// The demonstration is a program of its own, built beside this one: it needs a client and a lab.
+fn demo(args: &DemoArgs) -> anyhow::Result<Outcome> {
+    let this = std::env::current_exe().context("cannot find the tandem executable")?;
+    let program = this.with_file_name("tandem-demo");
+    let mut command = process::Command::new(&program);
+    if args.linux {
+        command.args(["--guest", "linux"]);
+    }
+    let status = command.status().with_context(|| {
+        format!("cannot run {}; `make demo` in Tandem's source builds and runs it", program.display())
+    })?;
+    Ok(if status.success() { Outcome::Done } else { Outcome::Failed })
 }
 
 fn check(args: &CheckArgs) -> anyhow::Result<Outcome> {
