@@ -65,7 +65,8 @@ ifneq ($(GUEST),)
 endif
 
 test-loom: ## the channel's rings under loom
-	RUSTFLAGS="--cfg loom" $(CARGO) test --release --package tandem-logchan --lib --target-dir target/loom
+	RUSTFLAGS="--cfg loom" $(CARGO) test --release --package tandem-logchan --test loom --target-dir target/loom
 
 test-linux: ## the test kernel and the Linux guest, under QEMU and virtme-ng
+	$(CARGO) build --release --package tandem-vmm
 	tests/linux/check
