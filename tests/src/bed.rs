@@ -250,7 +250,10 @@ impl Bed {
                 pair.backup.wait_for_role(&[Role::Backup], Duration::ZERO)?;
             }
         }
-        self.wait_for_server(&mut pair.primary, self.patience(10.0))?;
+        if let Err(error) = self.wait_for_server(&mut pair.primary, self.patience(10.0)) {
+            let states = pair.sides().map(|side| side.state());
+            return Err(error.context(states.join("; ")));
+        }
         Ok(pair)
     }
 

@@ -58,6 +58,32 @@ impl Side {
         self.frozen = false;
     }
 
+    /// How it is, in a few words.
+    #[must_use]
+    pub fn state(&mut self) -> String {
+        let name = self.process.name().to_owned();
+        if let Some(ended) = self.process.ended() {
+            return format!("the {name} has ended ({ended})");
+        }
+        match self.status() {
+            Err(error) => format!("the {name} does not tell: {error:#}"),
+            Ok(status) => {
+                let lag = status.lag.unwrap_or_default();
+                format!(
+                    "the {name} is {} after {:.1} s of guest time, {} exits and {} forced stops, \
+                     lag {:.0} ms and {} entries, {} outputs held",
+                    status.role.name(),
+                    status.guest_time_ns as f64 / 1e9,
+                    status.exits.values().sum::<u64>(),
+                    status.forced_stops,
+                    lag.ms,
+                    lag.entries,
+                    status.held_outputs
+                )
+            }
+        }
+    }
+
     /// What it is, if it says so.
     #[must_use]
     pub fn role(&self) -> Option<Role> {

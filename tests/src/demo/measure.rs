@@ -7,10 +7,13 @@ use tandem_vmm::host::control::Status;
 
 use super::story::Story;
 use crate::bed::{Bed, Pair};
+use crate::config::Pace;
 use crate::redis_benchmark::{Rates, run};
 
-/// Turns of each.
+/// Turns of each, on hardware.
 const ROUNDS: u32 = 3;
+/// In software emulation, where a boot takes half a minute.
+const FEW_ROUNDS: u32 = 1;
 /// How long a test of a turn should take on hardware.
 const TURN: f64 = 0.8;
 
@@ -39,7 +42,8 @@ pub(super) fn cost(bed: &mut Bed, say: &mut Story<'_>) -> anyhow::Result<(Cost, 
     let mut cost = Cost::default();
     let mut requests = None;
     let mut last = None;
-    for _ in 0..ROUNDS {
+    let rounds = if bed.spec.pace.patience > Pace::BUSY.patience { FEW_ROUNDS } else { ROUNDS };
+    for _ in 0..rounds {
         // The pair of the turn before ends first.
         drop(last.take());
         let side = bed.alone().context("the unprotected VM")?;

@@ -227,15 +227,8 @@ fn judge_sides(bed: &Bed, pair: &mut Pair, struck: &Struck, outcome: &mut Outcom
         }
         if Instant::now() >= deadline {
             outcome.two_live = runs == [true, true];
-            let words = pair.sides().map(|side| {
-                let state = match (side.process.ended(), side.status()) {
-                    (Some(status), _) => format!("has ended ({status})"),
-                    (None, Ok(status)) => format!("is {}", status.role.name()),
-                    (None, Err(error)) => format!("does not tell: {error:#}"),
-                };
-                format!("the {} {state}", side.process.name())
-            });
-            outcome.problems.push(format!("in the end {}", words.join(", ")));
+            let states = pair.sides().map(|side| side.state());
+            outcome.problems.push(format!("in the end {}", states.join("; ")));
             break;
         }
         std::thread::sleep(LOOK);
