@@ -13,7 +13,7 @@ use super::PairError;
 use super::gated::GateSender;
 use super::lead::{counters, lead};
 use super::log::{PairLog, publish};
-use super::shared::{News, Order, Shared};
+use super::shared::{News, Order, Shared, lock};
 use super::side;
 use crate::host::guest::{BootFacts, Guest};
 use crate::host::vcpu::clock::HostClock;
@@ -104,6 +104,8 @@ impl Batches for ChannelBatches {
 
     fn executed(&mut self, point: u64, digest: u64) {
         self.note(self.sequence, point, digest);
+        let mut counters = lock(&self.shared.counters);
+        (counters.point, counters.digest) = (point, digest);
     }
 }
 
