@@ -100,8 +100,9 @@ pub struct Recorder<I, L> {
     computing: (u64, u64),
     /// Host time of the last point, in nanoseconds.
     last_point: u64,
-    /// Host time of the last commit, in nanoseconds.
-    last_commit: u64,
+    /// Host time of the first point since the last commit, in nanoseconds: what is not sent yet is at
+    /// most so old.
+    unsent_since: Option<u64>,
     /// Host time of the last observation, in nanoseconds.
     last_observed: u64,
     /// Forced stops made.
@@ -124,7 +125,7 @@ where
             resets: ResetPolicy::new(now),
             computing: (u64::MAX, 0),
             last_point: now,
-            last_commit: now,
+            unsent_since: None,
             last_observed: 0,
             stops: StopCounts::default(),
         }
@@ -204,7 +205,7 @@ where
         let framing = self.log.commit(self.builder.seal(horizon, run.digest()))?;
         self.builder.add_framing(framing);
         self.builder.begin();
-        self.last_commit = self.last_point;
+        self.unsent_since = None;
         Ok(())
     }
 
@@ -286,13 +287,14 @@ where
             self.last_observed = self.last_point;
             self.log.observe(run, self.builder.traffic());
         }
+        let unsent_since = *self.unsent_since.get_or_insert(self.last_point);
         let urgent = self.log.urgent();
         if !self.log.enabled() {
             if urgent {
                 self.log.idle();
             }
         } else if urgent
-            || self.last_point.saturating_sub(self.last_commit) >= self.pace.coalesce
+            || self.last_point.saturating_sub(unsent_since) >= self.pace.coalesce
             || self.builder.must_seal(run.point())
         {
             self.commit(run)?;
@@ -306,6 +308,10 @@ where
             // The guest stands where no log can find it: make a point of it, and leave there.
             self.force_stop(run, now.as_nanos())?;
             return Ok(Flow::Continue);
+        }
+        // A guest that computes for long: the backup may as well come this far.
+        if self.has_entries() {
+            self.commit(run)?;
         }
         // The host interrupts every half bound. The first time at a point only starts the clock, so
         // that two halves make the whole; a guest that was not run in between has not computed.
