@@ -309,10 +309,6 @@ where
             self.force_stop(run, now.as_nanos())?;
             return Ok(Flow::Continue);
         }
-        // A guest that computes for long: the backup may as well come this far.
-        if self.has_entries() {
-            self.commit(run)?;
-        }
         // The host interrupts every half bound. The first time at a point only starts the clock, so
         // that two halves make the whole; a guest that was not run in between has not computed.
         let cpu = self.inputs.cpu_time();
@@ -320,6 +316,10 @@ where
         if point != run.point() {
             self.computing = (run.point(), cpu);
             return Ok(Flow::Continue);
+        }
+        // It computes for long: the backup may as well come this far.
+        if self.has_entries() {
+            self.commit(run)?;
         }
         let computed = cpu.saturating_sub(since);
         let waits = self.inputs.pending() || run.machine.deadline().is_some_and(|deadline| deadline <= now);
