@@ -95,6 +95,8 @@ struct Loop {
     /// When log up to a frame came in, or was sent.
     marks: VecDeque<(u64, Moment)>,
     executed: u64,
+    /// The progress that the primary was last told of beside the acks on receipt.
+    told: u64,
     sent: u64,
     log_full: bool,
     leaving: bool,
@@ -115,6 +117,7 @@ pub(super) fn run(thread: SideThread, actions: &Actions) -> Result<PairEnded, Pa
         held_news: None,
         marks: VecDeque::new(),
         executed: 0,
+        told: 0,
         sent: 0,
         log_full: false,
         leaving: false,
@@ -349,10 +352,6 @@ impl Loop {
             let lag = self.marks.front().map_or(0, |(_, came)| now.since(*came));
             self.s.board.lag(lag);
             self.on(now, Event::Executed { sequence: executed.sequence, lag, digest: executed.digest });
-            if let Channel::Log(log) = &mut self.s.channel {
-                // The primary learns the lag even when nothing new comes in.
-                let _ = log.acknowledge(AckFlags::default());
-            }
         }
     }
 
@@ -395,7 +394,10 @@ impl Loop {
         for action in actions {
             tracing::trace!(?action, "action");
             match action {
-                Action::SendHeartbeat(beat) => self.s.beacon.send(&beat),
+                Action::SendHeartbeat(beat) => {
+                    self.s.beacon.send(&beat);
+                    self.tell_progress();
+                }
                 // Sent by the receiver itself, on receipt.
                 Action::SendAck(_) => {}
                 // The handshake has been its welcome; the log begins with the facts of the boot.
@@ -431,6 +433,18 @@ impl Loop {
                 Action::Halt(reason) => self.halt(reason),
                 Action::Report(report) => self.report(&report),
             }
+        }
+    }
+
+    /// The primary learns the lag even when nothing new comes in. With each heartbeat, not with each
+    /// frame: a second ack would wake it a second time.
+    fn tell_progress(&mut self) {
+        if self.told != self.executed
+            && let Channel::Log(log) = &mut self.s.channel
+        {
+            self.told = self.executed;
+            // Queued: a loss shows in the next wait.
+            let _ = log.acknowledge(AckFlags::default());
         }
     }
 
