@@ -16,6 +16,10 @@ pub struct BatchBuilder {
     batch: Batch,
     /// Virtual time after the last time entry.
     time: u64,
+    /// First and last point of the batch's entries.
+    points: Option<(u64, u64)>,
+    /// Whether any entry of the batch is more than time.
+    outside: bool,
     traffic: Traffic,
 }
 
@@ -31,7 +35,7 @@ impl BatchBuilder {
             blob: Vec::with_capacity(BLOB_LIMIT / 4),
             ..Batch::default()
         };
-        Self { batch, time: time.as_nanos(), traffic: Traffic::default() }
+        Self { batch, time: time.as_nanos(), points: None, outside: false, traffic: Traffic::default() }
     }
 
     /// Logs an input that took effect at `point`.
@@ -71,17 +75,17 @@ impl BatchBuilder {
                 Entry::Console { at, start, len }
             }
         };
-        self.push(entry);
+        self.push(point, entry);
     }
 
     /// Logs a forced stop, which is `point`, with its packed image.
     pub fn forced_stop(&mut self, point: u64, image: &[u8]) {
         let at = self.at(point);
         let (start, len) = self.payload(image);
-        self.push(Entry::ForcedStop { at, start, len });
+        self.push(point, Entry::ForcedStop { at, start, len });
     }
 
-    fn push(&mut self, entry: Entry) {
+    fn push(&mut self, point: u64, entry: Entry) {
         let payload = match entry {
             Entry::Packet { len, .. }
             | Entry::DiskDone { len, .. }
@@ -92,6 +96,8 @@ impl BatchBuilder {
         };
         self.traffic.add(entry.kind(), Entry::ARCHIVED_LEN + payload);
         self.batch.entries.push(entry);
+        self.points = Some((self.points.map_or(point, |(first, _)| first), point));
+        self.outside |= entry.kind() != Kind::Time;
     }
 
     fn at(&self, point: u64) -> u32 {
@@ -117,6 +123,27 @@ impl BatchBuilder {
         !self.batch.entries.is_empty()
     }
 
+    /// Whether there are entries that came from outside: anything but time.
+    #[must_use]
+    pub const fn has_outside_entries(&self) -> bool {
+        self.outside
+    }
+
+    /// Whether all entries lie before `point`, at one point.
+    #[must_use]
+    pub const fn lies_before(&self, point: u64) -> bool {
+        match self.points {
+            None => true,
+            Some((first, last)) => first == last && last < point,
+        }
+    }
+
+    /// The point at which the last batch ended.
+    #[must_use]
+    pub const fn base(&self) -> u64 {
+        self.batch.base
+    }
+
     /// Whether the batch has grown so much that it has to be sealed at `point`.
     #[must_use]
     pub const fn must_seal(&self, point: u64) -> bool {
@@ -140,6 +167,8 @@ impl BatchBuilder {
         self.batch.time = self.time;
         self.batch.entries.clear();
         self.batch.blob.clear();
+        self.points = None;
+        self.outside = false;
     }
 
     /// Traffic so far.

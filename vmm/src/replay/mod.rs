@@ -21,6 +21,9 @@ pub mod follower;
 /// Sums of guest memory, fine enough to name the place of a difference.
 pub mod memory_sum;
 
+/// Which batch of the log an output waits for.
+pub mod output_commit;
+
 /// Plays batches back, in place.
 pub mod player;
 

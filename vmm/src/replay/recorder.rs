@@ -8,6 +8,7 @@ use crate::machine::time::VirtualTime;
 
 use super::batch::{Batch, Traffic};
 use super::builder::BatchBuilder;
+use super::output_commit::{Ahead, Debt, STRETCH};
 use super::run::{Driver, Flow, Phase, Run};
 use super::stop::{ResetPolicy, StopCounts, StopError, StopImage};
 use super::trace::ExitRecord;
@@ -48,6 +49,13 @@ pub trait Log: Outputs {
     /// # Errors
     /// When the log cannot be written any more.
     fn commit(&mut self, batch: &Batch) -> Result<usize, Self::Error>;
+    /// Which batch the outputs made from now on wait for: the next one, or the last that was committed.
+    fn wait_for_next(&mut self, _next: bool) {}
+    /// Whether the guest has made outputs that somebody outside waits for since the last call. What needs
+    /// no further batch may go out now.
+    fn made_outputs(&mut self) -> bool {
+        false
+    }
     /// The guest goes idle, or nothing is logged: what was held back for company may go out.
     fn idle(&mut self) {}
     /// Sees the run's numbers now and then, for status.
@@ -105,6 +113,13 @@ pub struct Recorder<I, L> {
     unsent_since: Option<u64>,
     /// Host time of the last observation, in nanoseconds.
     last_observed: u64,
+    /// Whether the guest was kicked twice without an exit since the last commit.
+    long: bool,
+    /// Whether outputs made at the current point rely on the last commit, or would if the inputs had been
+    /// sent ahead.
+    gains: bool,
+    ahead: Ahead,
+    debt: Option<Debt>,
     /// Forced stops made.
     pub stops: StopCounts,
 }
@@ -127,8 +142,19 @@ where
             last_point: now,
             unsent_since: None,
             last_observed: 0,
+            long: false,
+            gains: false,
+            ahead: Ahead::new(),
+            debt: None,
             stops: StopCounts::default(),
         }
+    }
+
+    /// As [`Recorder::new`], for a machine whose former host is gone: first come the outputs that the other
+    /// may have let out already, before anything new is taken in.
+    #[must_use]
+    pub fn taking_over(run: &Run, inputs: I, log: L, pace: Pace) -> Self {
+        Self { debt: Some(Debt::from(run.point())), ..Self::new(run, inputs, log, pace) }
     }
 
     /// The log's traffic so far.
@@ -138,6 +164,7 @@ where
     }
 
     fn apply(&mut self, run: &mut Run, time: VirtualTime) -> Result<(), L::Error> {
+        self.log.wait_for_next(true);
         self.log_input(run.point(), &Input::Time(time));
         Ok(run.machine.apply(&Input::Time(time), &mut self.log)?)
     }
@@ -150,6 +177,7 @@ where
 
     /// Applies everything that waits.
     fn drain(&mut self, run: &mut Run) -> Result<(), L::Error> {
+        self.log.wait_for_next(true);
         while let Some(input) = self.inputs.front() {
             if run.machine.accepts(&input) {
                 if self.log.enabled() {
@@ -182,10 +210,24 @@ where
         self.log.enabled() && (self.log.waiting() || !self.builder.is_empty_at(point))
     }
 
-    /// Whether a guest that goes idle should be told of at once. That its points have moved on can wait
-    /// for the next entry: the backup then does them with it.
     fn has_entries(&self) -> bool {
         self.log.enabled() && (self.log.waiting() || self.builder.has_entries())
+    }
+
+    /// Decides what outputs made now, at the current point, wait for.
+    fn bind_outputs(&mut self, run: &Run) {
+        let point = run.point();
+        let near = !self.long && point - self.builder.base() <= STRETCH;
+        self.gains = near && self.builder.lies_before(point);
+        self.log.wait_for_next(!self.log.enabled() || !near || self.builder.has_entries());
+    }
+
+    /// Looks at what the guest has put out since the last point.
+    fn note_outputs(&mut self) {
+        if self.log.made_outputs() {
+            self.ahead.learn(self.gains);
+            self.debt = None;
+        }
     }
 
     /// Seals the log where a run that was left stands.
@@ -206,6 +248,7 @@ where
         self.builder.add_framing(framing);
         self.builder.begin();
         self.unsent_since = None;
+        self.long = false;
         Ok(())
     }
 
@@ -242,6 +285,9 @@ where
     fn point(&mut self, run: &mut Run) -> Result<Flow, L::Error> {
         let now = self.inputs.now();
         self.last_point = now.as_nanos();
+        if self.debt.is_some_and(|debt| debt.binds(run.point())) {
+            return Ok(Flow::Continue);
+        }
         if self.inputs.pending() {
             self.drain(run)?;
         }
@@ -257,6 +303,7 @@ where
         if self.log.enabled() && self.resets.due(now.as_nanos()) {
             run.machine.reset_dirty_log().map_err(L::Error::from)?;
         }
+        self.bind_outputs(run);
         Ok(Flow::Continue)
     }
 
@@ -264,12 +311,23 @@ where
         if self.inputs.leave() {
             return Ok(Flow::Leave);
         }
+        self.note_outputs();
+        self.debt = None;
         // Points up to the exit that led here are complete; the end of the wait is not.
-        if self.has_entries() {
-            self.commit_at(run, run.point() - 1)?;
+        let complete = run.point() - 1;
+        if self.log.enabled() && self.log.waiting() {
+            self.commit_at(run, complete)?;
         }
         self.log.idle();
         let deadline = run.machine.deadline();
+        if self.has_news(complete) && !self.inputs.pending() {
+            // Nobody waits for it: it may have company soon.
+            let soon = self.inputs.now() + self.pace.coalesce;
+            self.inputs.wait(Some(deadline.map_or(soon, |deadline| deadline.min(soon))));
+            if !self.inputs.pending() {
+                self.commit_at(run, complete)?;
+            }
+        }
         if !self.inputs.pending() {
             self.inputs.wait(deadline);
         }
@@ -287,6 +345,7 @@ where
             self.last_observed = self.last_point;
             self.log.observe(run, self.builder.traffic());
         }
+        self.note_outputs();
         let unsent_since = *self.unsent_since.get_or_insert(self.last_point);
         let urgent = self.log.urgent();
         if !self.log.enabled() {
@@ -296,6 +355,7 @@ where
         } else if urgent
             || self.last_point.saturating_sub(unsent_since) >= self.pace.coalesce
             || self.builder.must_seal(run.point())
+            || (self.ahead.pays() && self.builder.has_outside_entries())
         {
             self.commit(run)?;
         }
@@ -317,10 +377,14 @@ where
             self.computing = (run.point(), cpu);
             return Ok(Flow::Continue);
         }
+        if self.debt.as_mut().is_some_and(|debt| !debt.kick()) {
+            return Ok(Flow::Continue);
+        }
         // It computes for long: the backup may as well come this far.
         if self.has_entries() {
             self.commit(run)?;
         }
+        self.long = true;
         let computed = cpu.saturating_sub(since);
         let waits = self.inputs.pending() || run.machine.deadline().is_some_and(|deadline| deadline <= now);
         if (waits && computed >= self.pace.bound / 4) || computed >= self.pace.bound * IDLE_BOUNDS {

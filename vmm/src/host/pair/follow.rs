@@ -11,7 +11,7 @@ use tandem_logchan::progress::{Executed, Progress};
 
 use super::PairError;
 use super::gated::GateSender;
-use super::lead::{counters, lead};
+use super::lead::{Leader, counters, lead};
 use super::log::{PairLog, publish};
 use super::shared::{News, Order, Shared, lock};
 use super::side;
@@ -188,5 +188,6 @@ fn go_live(
         gate.disk(&request, 0, side::now());
     }
     let log = PairLog::new(gate, None, Arc::clone(shared));
-    lead(&mut run, inputs, log, pace, shared)
+    let recorder = Leader::taking_over(&run, inputs, log, pace);
+    lead(&mut run, recorder, pace, shared)
 }

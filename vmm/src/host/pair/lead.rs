@@ -16,17 +16,18 @@ use crate::replay::run::{Ended, Run, drive};
 /// How often the vCPU thread looks for orders at the latest, while it waits for one.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// The recorder of a machine that leads.
+pub(super) type Leader = Recorder<HostInputs, PairLog>;
+
 /// Leads until ordered to halt, or until the guest ends. Call on the vCPU thread.
 pub(super) fn lead(
     run: &mut Run,
-    inputs: HostInputs,
-    log: PairLog,
+    mut recorder: Leader,
     pace: Pace,
     shared: &Arc<Shared>,
 ) -> Result<(), PairError> {
     let _kicker = Kicker::start(run.machine.run_area(), Duration::from_nanos(pace.bound / 2))
         .map_err(host("start the vCPU's timer"))?;
-    let mut recorder = Recorder::new(run, inputs, log, pace);
     loop {
         let ended = drive(run, &mut recorder)?;
         publish(shared, counters(run, *recorder.traffic()));

@@ -1,7 +1,7 @@
 //! The log of a primary, and the outputs that depend on it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use tandem_logchan::frame::{Flags, HEADER_LEN, Kind};
@@ -28,8 +28,12 @@ pub(super) struct PairLog {
     pub(super) gate: GateSender,
     sender: Option<LogSender<Box<dyn SendHalf>>>,
     shared: Arc<Shared>,
-    /// Outputs that somebody waits for were made since the last commit.
+    /// Outputs wait for the next batch, not for the last one.
+    next: bool,
+    /// Outputs that somebody waits for, and that wait for the next batch, were made since the last commit.
     urgent: bool,
+    /// Outputs that somebody waits for were made since the recorder last asked.
+    made: bool,
     /// When the last batch was committed, in nanoseconds of this side's clock.
     last: u64,
 }
@@ -40,12 +44,19 @@ impl PairLog {
         sender: Option<LogSender<Box<dyn SendHalf>>>,
         shared: Arc<Shared>,
     ) -> Self {
-        Self { gate, sender, shared, urgent: false, last: side::now().as_nanos() }
+        Self { gate, sender, shared, next: true, urgent: false, made: false, last: side::now().as_nanos() }
     }
 
-    /// The frame that outputs made now wait for: the next one. Alone, they wait for none.
+    /// The frame after the last one sent. Alone, there is none to wait for.
     fn next_sequence(&self) -> u64 {
         self.sender.as_ref().map_or(0, |sender| sender.sent() + 1)
+    }
+
+    /// The frame that outputs made now wait for.
+    fn awaited(&mut self) -> u64 {
+        self.made = true;
+        self.urgent |= self.next;
+        if self.next { self.next_sequence() } else { self.sent() }
     }
 
     /// Number of the last frame sent.
@@ -94,13 +105,13 @@ impl PairLog {
 
 impl Outputs for PairLog {
     fn packet(&mut self, nic: u8, frame: &[u8]) {
-        self.gate.packet(nic, frame, self.next_sequence(), side::now());
-        self.urgent = true;
+        let sequence = self.awaited();
+        self.gate.packet(nic, frame, sequence, side::now());
     }
 
     fn disk(&mut self, request: DiskRequest<'_>) {
-        self.gate.disk(&request, self.next_sequence(), side::now());
-        self.urgent = true;
+        let sequence = self.awaited();
+        self.gate.disk(&request, sequence, side::now());
     }
 
     fn serial(&mut self, byte: u8) {
@@ -129,6 +140,26 @@ impl Log for PairLog {
 
     fn waiting(&self) -> bool {
         self.urgent || self.gate.has_typed()
+    }
+
+    fn wait_for_next(&mut self, next: bool) {
+        self.next = next;
+    }
+
+    fn made_outputs(&mut self) -> bool {
+        let made = std::mem::take(&mut self.made);
+        if made
+            && !self.urgent
+            && let Some(sender) = &self.sender
+        {
+            // The side thread looks at the gate after each ack. Either it sees there what was put before this
+            // fence, or the ack is seen here: the side thread's fence is in `release`.
+            fence(Ordering::SeqCst);
+            if sender.acks().received() >= sender.sent() {
+                self.shared.wake_side();
+            }
+        }
+        made
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<usize, PairError> {

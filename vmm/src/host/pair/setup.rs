@@ -24,7 +24,7 @@ use super::beacon::Beacon;
 use super::claims::Claims;
 use super::follow::{Following, follow};
 use super::gated::{Exits, gate};
-use super::lead::lead;
+use super::lead::{Leader, lead};
 use super::log::PairLog;
 use super::shared::{News, Order, Shared};
 use super::side::{self, Channel, SideThread};
@@ -199,7 +199,8 @@ pub fn primary(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairEr
         let mut run = Run::new(machine);
         let mut inputs = inputs;
         inputs.set_clock(HostClock::continuing(VirtualTime::ZERO));
-        lead(&mut run, inputs, log, pace, shared)
+        let recorder = Leader::new(&run, inputs, log, pace);
+        lead(&mut run, recorder, pace, shared)
     })?;
 
     let accepting = Arc::new(AtomicBool::new(false));

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
 
 use tandem_logchan::ack::{AckFlags, AckState};
@@ -364,6 +364,8 @@ impl Loop {
 
     /// Lets out what may leave.
     fn release(&mut self) {
+        // Pairs with the fence in `PairLog::made_outputs`.
+        fence(Ordering::SeqCst);
         while let Some(held) = self.s.gate.front() {
             let number = match self.bound {
                 Some(number) => number,
