@@ -321,8 +321,9 @@ where
         self.log.idle();
         let deadline = run.machine.deadline();
         if self.has_news(complete) && !self.inputs.pending() {
-            // Nobody waits for it: it may have company soon.
-            let soon = self.inputs.now() + self.pace.coalesce;
+            // Nobody waits for it: it may have company soon. That points have passed is news of the least kind.
+            let patience = if self.builder.has_entries() { self.pace.coalesce } else { self.pace.bound };
+            let soon = self.inputs.now() + patience;
             self.inputs.wait(Some(deadline.map_or(soon, |deadline| deadline.min(soon))));
             if !self.inputs.pending() {
                 self.commit_at(run, complete)?;

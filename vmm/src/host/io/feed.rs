@@ -9,7 +9,7 @@ use crate::host::tap::{LONGEST_FRAME, Tap};
 use crate::host::vcpu::inputs::{InputSource, Packet};
 
 /// Packets taken from one tap before the others get their turn.
-const BURST: usize = 64;
+const BURST: usize = 256;
 
 /// Bytes typed that are taken at once.
 const TYPED: usize = 256;
