@@ -4,11 +4,15 @@
 //! made it, because a backup that goes live just before could take an interrupt first, and then never make
 //! that output. Here an interrupt can come only at a point. So when the log covers point `p` and no entry
 //! lies between `p` and an output at `q`, the output is a function of what the backup already has, on one
-//! condition: a backup that goes live at `p` takes nothing of its own before it has made that output. It
-//! promises that for the next [`STRETCH`] points, and not to force a stop for [`PATIENCE`] kicks; the
-//! primary, for its part, lets no output rely on more than [`STRETCH`] points, nor on a stretch in which the
-//! guest was kicked twice without an exit between. What a reply costs is then no longer the channel's round trip
-//! after the guest has computed it, but only what is left of the round trip by then.
+//! condition: a backup that goes live at `p` takes nothing of its own before it has come as far.
+//!
+//! - It promises that for the next [`STRETCH`] points, or until the guest idles, which only an input ends;
+//!   and not to force a stop for [`PATIENCE`] kicks.
+//! - The primary lets no output rely on more than [`STRETCH`] points, nor on a stretch in which the guest
+//!   was kicked twice without an exit between.
+//!
+//! A reply then costs no longer the channel's round trip after the guest has computed it, but only what is
+//! left of the round trip by then.
 
 /// Points between the end of the log and an output that may still rely on it.
 pub const STRETCH: u64 = 16;
@@ -17,6 +21,19 @@ pub const STRETCH: u64 = 16;
 /// over forces a stop all the same. No output relies on a stretch with two: the hosts' speeds would have to
 /// differ by this half for an output to be lost.
 pub const PATIENCE: u32 = 40;
+
+/// Whether an output made at `point` may leave once the log up to `base` is acknowledged. `entries`: some lie
+/// behind `base`; `kicked`: the guest was kicked twice without an exit since.
+#[must_use]
+pub const fn may_rely(point: u64, base: u64, entries: bool, kicked: bool) -> bool {
+    !entries && is_near(point, base, kicked)
+}
+
+/// Whether `base` is near enough for an output made at `point`, had it no entries behind it.
+#[must_use]
+pub const fn is_near(point: u64, base: u64, kicked: bool) -> bool {
+    !kicked && point - base <= STRETCH
+}
 
 /// Outputs that gain from logging inputs ahead of them, less those that do not: a guest whose outputs come
 /// with entries of their own would only pay for more batches.

@@ -8,7 +8,7 @@ use crate::machine::time::VirtualTime;
 
 use super::batch::{Batch, Traffic};
 use super::builder::BatchBuilder;
-use super::output_commit::{Ahead, Debt, STRETCH};
+use super::output_commit::{self, Ahead, Debt};
 use super::run::{Driver, Flow, Phase, Run};
 use super::stop::{ResetPolicy, StopCounts, StopError, StopImage};
 use super::trace::ExitRecord;
@@ -216,17 +216,16 @@ where
 
     /// Decides what outputs made now, at the current point, wait for.
     fn bind_outputs(&mut self, run: &Run) {
-        let point = run.point();
-        let near = !self.long && point - self.builder.base() <= STRETCH;
-        self.gains = near && self.builder.lies_before(point);
-        self.log.wait_for_next(!self.log.enabled() || !near || self.builder.has_entries());
+        let (point, base) = (run.point(), self.builder.base());
+        self.gains = output_commit::is_near(point, base, self.long) && self.builder.lies_before(point);
+        let relies = output_commit::may_rely(point, base, self.builder.has_entries(), self.long);
+        self.log.wait_for_next(!self.log.enabled() || !relies);
     }
 
     /// Looks at what the guest has put out since the last point.
     fn note_outputs(&mut self) {
         if self.log.made_outputs() {
             self.ahead.learn(self.gains);
-            self.debt = None;
         }
     }
 

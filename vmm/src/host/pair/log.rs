@@ -1,7 +1,7 @@
 //! The log of a primary, and the outputs that depend on it.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tandem_logchan::frame::{Flags, HEADER_LEN, Kind};
@@ -148,14 +148,11 @@ impl Log for PairLog {
 
     fn made_outputs(&mut self) -> bool {
         let made = std::mem::take(&mut self.made);
-        if made
-            && !self.urgent
-            && let Some(sender) = &self.sender
-        {
-            // The side thread looks at the gate after each ack. Either it sees there what was put before this
-            // fence, or the ack is seen here: the side thread's fence is in `release`.
-            fence(Ordering::SeqCst);
-            if sender.acks().received() >= sender.sent() {
+        if made && self.sender.is_some() {
+            // Outputs that rely on what was sent before are released on this call; acks alone need not wake
+            // the side thread then. Others wait for the ack that it is to wait for.
+            let quiet = !self.urgent;
+            if self.shared.quiet.swap(quiet, Ordering::AcqRel) || quiet {
                 self.shared.wake_side();
             }
         }
@@ -177,6 +174,9 @@ impl Log for PairLog {
                 }
                 Err(AppendError::Full { .. }) => {
                     self.shared.log_full.store(true, Ordering::Relaxed);
+                    if self.shared.quiet.swap(false, Ordering::AcqRel) {
+                        self.shared.wake_side();
+                    }
                     sender.acks().news().wait(seen, Some(FULL_PAUSE));
                     // What is queued goes out as the network takes it; errors show at the next append.
                     let _ = sender.flush();

@@ -63,6 +63,9 @@ pub(super) struct Shared {
     order_now: AtomicU8,
     /// The backup's guest gets no log any more: end the replay where it ends.
     news_waiting: AtomicBool,
+    /// Whether acks need not wake the side thread while no output waits: the vCPU thread wakes it when it has
+    /// made some.
+    pub(super) quiet: AtomicBool,
     /// Whether the vCPU thread waits for room in the log.
     pub(super) log_full: AtomicBool,
     /// Share of time that the vCPU pauses, in per cent.
@@ -92,6 +95,7 @@ impl Shared {
             changed: Condvar::new(),
             order_now: AtomicU8::new(Order::Wait as u8),
             news_waiting: AtomicBool::new(false),
+            quiet: AtomicBool::new(false),
             log_full: AtomicBool::new(false),
             throttle: AtomicU8::new(0),
             sent: AtomicU64::new(0),

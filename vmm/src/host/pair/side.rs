@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tandem_logchan::ack::{AckFlags, AckState};
@@ -182,14 +182,23 @@ impl Loop {
 
     /// Waits for anything to happen. Whether a descriptor is readable.
     fn wait(&mut self) -> Result<bool, PairError> {
-        let patience = self.patience();
+        let mut patience = self.patience();
+        let mut readable = false;
+        if matches!(self.s.channel, Channel::Acks(_))
+            && self.s.shared.quiet.load(Ordering::Acquire)
+            && self.s.gate.front().is_none()
+        {
+            // Nothing waits for an ack: they may collect until an output does, or until the next heartbeat.
+            readable = self.sleep(patience)?;
+            patience = Duration::ZERO;
+        }
         match &mut self.s.channel {
             Channel::Acks(receiver) => match receiver.poll(Some(patience), || now().as_nanos()) {
                 Ok(heard) => {
                     if let Some(ack) = heard.ack {
                         self.take_ack(&ack);
                     }
-                    Ok(heard.watched)
+                    Ok(readable || heard.watched)
                 }
                 Err(loss) => {
                     self.lose(&loss);
@@ -216,14 +225,17 @@ impl Loop {
                     }
                 }
             }
-            Channel::Closed => {
-                // Rounded up: a wait of zero would spin until the deadline.
-                let limit = i32::try_from(patience.as_micros().div_ceil(1000)).unwrap_or(10);
-                let mut ready = [0; 16];
-                let any = !self.epoll.wait(&mut ready, limit).map_err(host("wait"))?.is_empty();
-                Ok(any)
-            }
+            Channel::Closed => self.sleep(patience),
         }
+    }
+
+    /// Waits for the descriptors alone. Whether one is readable.
+    fn sleep(&self, patience: Duration) -> Result<bool, PairError> {
+        // Rounded up: a wait of zero would spin until the deadline.
+        let limit = i32::try_from(patience.as_micros().div_ceil(1000)).unwrap_or(10);
+        let mut ready = [0; 16];
+        let any = !self.epoll.wait(&mut ready, limit).map_err(host("wait"))?.is_empty();
+        Ok(any)
     }
 
     fn take_ack(&mut self, ack: &tandem_logchan::ack::Ack) {
@@ -364,8 +376,6 @@ impl Loop {
 
     /// Lets out what may leave.
     fn release(&mut self) {
-        // Pairs with the fence in `PairLog::made_outputs`.
-        fence(Ordering::SeqCst);
         while let Some(held) = self.s.gate.front() {
             let number = match self.bound {
                 Some(number) => number,
