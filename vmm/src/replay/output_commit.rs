@@ -37,17 +37,11 @@ pub const fn is_near(point: u64, base: u64, kicked: bool) -> bool {
 
 /// Outputs that gain from logging inputs ahead of them, less those that do not: a guest whose outputs come
 /// with entries of their own would only pay for more batches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ahead(u8);
 
 impl Ahead {
     const MOST: u8 = 8;
-
-    /// Nothing is known of the guest.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self(0)
-    }
 
     /// The guest made outputs; `gains`: they rely on the log as it was before the guest ran.
     pub const fn learn(&mut self, gains: bool) {
@@ -99,7 +93,7 @@ mod tests {
 
     #[test]
     fn a_guest_is_served_ahead_once_its_outputs_gain_from_it_and_not_for_long_after() {
-        let mut ahead = Ahead::new();
+        let mut ahead = Ahead::default();
         assert!(!ahead.pays());
         for _ in 0..4 {
             ahead.learn(true);

@@ -144,7 +144,7 @@ where
             last_observed: 0,
             long: false,
             gains: false,
-            ahead: Ahead::new(),
+            ahead: Ahead::default(),
             debt: None,
             stops: StopCounts::default(),
         }
