@@ -86,8 +86,7 @@ fn record(seed: u64, choices: &[u8]) -> Recorded {
     let mut done = Recorded { frames: Vec::new(), outputs: Vec::new() };
     let mut open = Frame::default();
     let (mut base, mut kicked) = (0, false);
-    let mut choices = choices.iter().copied();
-    while let Some(choice) = choices.next() {
+    for &choice in choices {
         let stretch = toy.next();
         toy.reach();
         if let Stretch::Computes(kicks) = stretch {
