@@ -7,11 +7,9 @@
 
 use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
-use io_uring::{IoUring, opcode, squeue, types};
 use rkyv::{Archive, Serialize};
 use serde::Serialize as Json;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tandem_logchan::ack::{ACK_FRAME_LEN, AckState};
@@ -22,6 +20,7 @@ use tandem_logchan::progress::Executed;
 use tandem_logchan::transport::tcp::{self, TcpConfig, TcpReceive, TcpSend};
 
 use crate::pin;
+use crate::pingpong::PingPong;
 
 const WAIT: Option<Duration> = Some(Duration::from_secs(5));
 
@@ -80,7 +79,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     pin::to_core(args.client_core)?;
     let mut channel = Channel::open(args.backup_core)?;
     let frame = channel.frame_len()?;
-    let mut bare = PingPong::open(args.backup_core, frame, ACK_FRAME_LEN)?;
+    let (client, echo) = streams()?;
+    let mut bare = PingPong::open(client, echo, args.backup_core, frame, ACK_FRAME_LEN)?;
     for _ in 0..args.trips {
         bare.trip()?;
         channel.trip()?;
@@ -234,66 +234,4 @@ fn streams() -> Result<(TcpStream, TcpStream)> {
         stream.set_nodelay(true)?;
     }
     Ok((client, echo))
-}
-
-/// A: nothing but bytes.
-struct PingPong {
-    side: Side,
-}
-
-impl PingPong {
-    fn open(backup_core: usize, there: usize, back: usize) -> Result<Self> {
-        let (client, echo) = streams()?;
-        std::thread::spawn(move || {
-            pin::to_core(backup_core)?;
-            let mut side = Side::new(echo, back, there)?;
-            side.receive(false)?;
-            loop {
-                side.receive(true)?;
-            }
-            #[allow(unreachable_code)]
-            anyhow::Ok(())
-        });
-        Ok(Self { side: Side::new(client, there, back)? })
-    }
-
-    fn trip(&mut self) -> Result<Duration> {
-        let start = Instant::now();
-        self.side.receive(true)?;
-        Ok(start.elapsed())
-    }
-}
-
-struct Side {
-    ring: IoUring,
-    _stream: TcpStream,
-    send: Vec<u8>,
-    receive: Vec<u8>,
-}
-
-impl Side {
-    fn new(stream: TcpStream, send: usize, receive: usize) -> Result<Self> {
-        let ring = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(8)?;
-        ring.submitter().register_files(&[stream.as_raw_fd()])?;
-        Ok(Self { ring, _stream: stream, send: vec![1; send], receive: vec![0; receive] })
-    }
-
-    /// Sends, if asked to, and waits for the answer, in one system call.
-    fn receive(&mut self, send_first: bool) -> Result<()> {
-        let (out, out_len) = (self.send.as_ptr(), self.send.len() as u32);
-        let (into, into_len) = (self.receive.as_mut_ptr(), self.receive.len() as u32);
-        let send =
-            opcode::Send::new(types::Fixed(0), out, out_len).build().flags(squeue::Flags::SKIP_SUCCESS);
-        let receive = opcode::Recv::new(types::Fixed(0), into, into_len).flags(libc::MSG_WAITALL).build();
-        if send_first {
-            // SAFETY: the buffers outlive the operations, which this call waits for.
-            unsafe { self.ring.submission().push(&send.user_data(1)) }?;
-        }
-        // SAFETY: as above.
-        unsafe { self.ring.submission().push(&receive.user_data(2)) }?;
-        self.ring.submit_and_wait(1)?;
-        let done = self.ring.completion().next().context("no completion")?;
-        ensure!(done.user_data() == 2 && done.result() == into_len as i32, "the ping-pong's peer is gone");
-        Ok(())
-    }
 }

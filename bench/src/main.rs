@@ -6,7 +6,9 @@
 use clap::{Parser, Subcommand};
 
 mod channel;
+mod pair;
 mod pin;
+mod pingpong;
 
 #[derive(Debug, Parser)]
 #[command(version, about = "Measures Tandem; every subcommand ends with one line of JSON")]
@@ -19,10 +21,13 @@ struct Cli {
 enum Figure {
     /// The log channel: ack round trip against a bare io_uring TCP ping-pong, and the cost of an append.
     Channel(channel::Args),
+    /// The protected pair: redis-benchmark against the same VM alone, and against a bare ping-pong.
+    Pair(pair::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().figure {
         Figure::Channel(args) => channel::run(&args),
+        Figure::Pair(args) => pair::run(&args),
     }
 }
