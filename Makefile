@@ -11,7 +11,7 @@ BUILT := $(or $(CARGO_TARGET_DIR),target)/release
 # Of `make torture`.
 RUNS ?= 200
 
-.PHONY: help build demo demo-linux torture lint kernel initramfs test test-host test-guest test-loom test-linux
+.PHONY: help bench build demo demo-linux torture lint kernel initramfs test test-host test-guest test-loom test-linux
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +36,12 @@ torture: ## RUNS=200 pairs, one random fault each, a client that checks; SEED=n 
 	.ci/install base
 	@$(CARGO) build --quiet --release --package tandem-vmm --package tandem-tests
 	@$(BUILT)/tandem-torture --runs $(RUNS) $(if $(SEED),--seed $(SEED))
+
+bench: ## the figures, as ratios: the log channel, and the pair against the same VM alone
+	.ci/install base
+	@$(CARGO) build --quiet --release --package tandem-vmm --package tandem-bench
+	@$(BUILT)/tandem-bench channel
+	@$(BUILT)/tandem-bench pair
 
 lint: ## rustfmt, and clippy without a warning
 	$(CARGO) fmt --all --check
