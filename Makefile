@@ -43,9 +43,10 @@ bench: ## the figures, as ratios: the log channel, and the pair against the same
 	@$(BUILT)/tandem-bench channel
 	@$(BUILT)/tandem-bench pair
 
-lint: ## rustfmt, and clippy without a warning
+lint: ## rustfmt, clippy and rustdoc without a warning
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 ifneq ($(GUEST),)
 	$(CARGO) fmt --manifest-path $(GUEST) --check
 	$(CARGO) clippy --manifest-path $(GUEST) --all-targets -- -D warnings

@@ -1,9 +1,9 @@
 //! The deterministic machine.
 //!
 //! Nothing in this ring reads a clock, draws a random number, starts a thread, or opens a socket or a
-//! file. What the machine did not compute itself arrives as an [`input::Input`]; what leaves it goes
-//! to an [`output::Outputs`] sink. Two machines built from the same configuration and given the same
-//! inputs at the same positions are equal, byte for byte.
+//! file. What the machine did not compute itself arrives as an `Input`; what leaves it goes to an `Outputs`
+//! sink. Two machines built from the same configuration and given the same inputs at the same positions are
+//! equal, byte for byte.
 
 /// Devices on the port bus: interrupt controller, timers, clock, serial line, reset.
 pub mod devices;

@@ -1,6 +1,6 @@
 //! What leaves the machine.
 //!
-//! The machine hands each output to an [`Outputs`] sink, during the exit that made it. The sink
+//! The machine hands each output to an `Outputs` sink, during the exit that made it. The sink
 //! belongs to an outer ring: solo it goes out at once, on a primary it waits at the output gate, on a
 //! backup it is dropped.
 

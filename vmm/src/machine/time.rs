@@ -1,6 +1,6 @@
 //! Time as the guest sees it.
 //!
-//! Devices compute from [`VirtualTime`] only. It advances when an input says so, never by itself.
+//! Devices compute from `VirtualTime` only. It advances when an input says so, never by itself.
 
 use std::ops::Add;
 

@@ -1,6 +1,6 @@
 //! Plays batches back, in place.
 //!
-//! A [`Player`] walks an archived [`Batch`] entry by entry. It never trusts it: positions must rise,
+//! A `Player` walks an archived `Batch` entry by entry. It never trusts it: positions must rise,
 //! payloads must lie in the blob.
 
 use thiserror::Error;

@@ -1,7 +1,7 @@
 //! The loop that drives a machine from exit to exit.
 //!
-//! One loop for all: a [`Driver`] decides what is applied at each point. A recorder takes inputs from
-//! outside and logs them, a follower takes them from the log. The loop's whole state is in [`Run`], so
+//! One loop for all: a `Driver` decides what is applied at each point. A recorder takes inputs from
+//! outside and logs them, a follower takes them from the log. The loop's whole state is in `Run`, so
 //! that a follower can stop anywhere and a recorder go on from there: that is a failover.
 
 use crate::machine::cpu::exit::Exit;

@@ -3,7 +3,7 @@
 //! The primary stops the guest anywhere and ships its registers and every page that the guest may have
 //! written since the backup's last known state; the backup, halted at the last exit, loads them. The
 //! page set is what KVM's dirty log has collected since its last reset, which lies at or before that
-//! exit: a superset of what is needed. [`ResetPolicy`] keeps it small.
+//! exit: a superset of what is needed. `ResetPolicy` keeps it small.
 
 use rkyv::rancor::Error as RkyvError;
 use rkyv::{Archive, Deserialize, Serialize};

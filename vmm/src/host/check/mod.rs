@@ -1,7 +1,7 @@
 //! `tandem check`: what this host can run, found out by trying.
 //!
 //! Flags and capability bits are not believed: each question about KVM is a tiny guest that is run in a
-//! child process with a time limit ([`answer_probe`] is the child's side).
+//! child process with a time limit (`answer_probe` is the child's side).
 
 mod host;
 mod kvm;

@@ -219,10 +219,10 @@ pub struct VmArgs {
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Overrides for this side")]
 pub struct Overrides {
-    /// Use this control socket instead of [control] socket
+    /// Use this control socket instead of the one in `[control]`
     #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub control: Option<PathBuf>,
-    /// Use this tap instead of the one in [[net]]; give it again for the second card, and so on
+    /// Use this tap instead of the one in `[[net]]`; give it again for the second card, and so on
     #[arg(long, value_name = "NAME")]
     pub tap: Vec<String>,
 }

@@ -1,6 +1,6 @@
 //! The `tandem` command: from the command line to the part that does it.
 //!
-//! Each command has its arguments in [`args`] and one function here, which reads the config, applies
+//! Each command has its arguments in `args` and one function here, which reads the config, applies
 //! what the flags override, and calls the part.
 
 mod arbiter;

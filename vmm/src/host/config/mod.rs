@@ -1,6 +1,6 @@
 //! The config file of a VM.
 //!
-//! TOML, one file for both sides of a pair; relative paths are relative to the file. [`Config`] holds
+//! TOML, one file for both sides of a pair; relative paths are relative to the file. `Config` holds
 //! plain values in their units with every default filled in. All mistakes of a file are reported
 //! together, each with file, line and key.
 

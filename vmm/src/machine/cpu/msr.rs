@@ -1,8 +1,8 @@
 //! Model-specific registers.
 //!
-//! KVM handles those in [`PASSED`], which are plain state of the vCPU. Any other access leaves the
-//! guest as an exit (KVM_X86_SET_MSR_FILTER, default deny) and gets the answer of [`read`] or
-//! [`write`]: a value, silence, or #GP, the same on every host.
+//! KVM handles those in `PASSED`, which are plain state of the vCPU. Any other access leaves the
+//! guest as an exit (KVM_X86_SET_MSR_FILTER, default deny) and gets the answer of `read` or
+//! `write`: a value, silence, or #GP, the same on every host.
 
 /// An MSR, or a run of them, that KVM may handle.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,6 @@
 //! The vCPU on KVM, without in-kernel interrupt controller.
 //!
-//! Entering the guest ends in an [`Exit`], which is a function of the guest's past, or in an
+//! Entering the guest ends in an `Exit`, which is a function of the guest's past, or in an
 //! interruption by the host, which is not and leaves no trace.
 
 use kvm_bindings::{

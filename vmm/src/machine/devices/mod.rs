@@ -1,10 +1,10 @@
 //! Devices of the PC: interrupt controller, timers, clock, serial line, power.
 //!
-//! Each is one readable file and computes from [`VirtualTime`] alone. All volatile state sits in one
+//! Each is one readable file and computes from `VirtualTime` alone. All volatile state sits in one
 //! `State` struct that derives `Clone, PartialEq, Eq, Hash`, so that two machines can be compared and a
 //! digest taken; the device derives them too. The board calls a device through
 //!
-//! - [`PortDevice`]: port reads and writes;
+//! - `PortDevice`: port reads and writes;
 //! - `advance(&mut self, now)`: virtual time moved on (timers only);
 //! - `deadline(&self) -> Option<VirtualTime>`: the moment at which its interrupt line will rise next if
 //!   nobody touches the device until then (timers only). The host may call `advance` later than
