@@ -8,19 +8,16 @@
 //! producer that finds no room calls [`Producer::announce_starving`], tries once more and only then
 //! sleeps; the consumer learns from [`Consumer::release`] that it must wake the producer.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
-use std::ops::Range;
-use std::ptr::NonNull;
 use thiserror::Error;
 
 use crate::frame::ALIGN;
 use crate::sync::{Arc, AtomicBool, AtomicUsize, CachePadded, Ordering, fence};
 
-/// Bytes of the mark in front of each frame.
-const MARK: usize = ALIGN;
-/// The length in a mark that says: nothing here, go on at the ring's start.
-const SKIP: u32 = u32::MAX;
+/// The bytes of a ring, and the marks between frames.
+mod storage;
+
+use storage::{MARK, SKIP, Storage};
 
 /// Why there is no slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -249,118 +246,6 @@ impl fmt::Debug for Producer {
 impl fmt::Debug for Consumer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Consumer").field("used", &self.used()).finish_non_exhaustive()
-    }
-}
-
-/// The bytes. Under loom each 16-byte block has a cell beside it whose accesses loom checks.
-struct Storage {
-    base: NonNull<u8>,
-    capacity: usize,
-    #[cfg(loom)]
-    watched: Vec<loom::cell::UnsafeCell<()>>,
-}
-
-// SAFETY: plain memory; who may touch which byte when is settled by head and tail.
-unsafe impl Send for Storage {}
-// SAFETY: as above.
-unsafe impl Sync for Storage {}
-
-impl Storage {
-    fn new(capacity: usize) -> Self {
-        assert!(capacity.is_power_of_two() && capacity >= 2 * (MARK + ALIGN));
-        let layout = Self::layout(capacity);
-        // SAFETY: the layout's size is not zero.
-        let Some(base) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
-        Self {
-            base,
-            capacity,
-            #[cfg(loom)]
-            watched: (0..capacity / ALIGN).map(|_| loom::cell::UnsafeCell::new(())).collect(),
-        }
-    }
-
-    fn layout(capacity: usize) -> Layout {
-        // No more than malloc's own alignment: so the zeroed pages come from the kernel as they are touched,
-        // and a large ring costs nothing until it is used.
-        Layout::from_size_align(capacity, ALIGN).unwrap_or(Layout::new::<[u128; 2]>())
-    }
-
-    fn range(&self, position: usize, len: usize) -> Range<usize> {
-        let offset = position % self.capacity;
-        assert!(len <= self.capacity - offset, "a frame lies contiguous in the ring");
-        offset..offset + len
-    }
-
-    /// # Safety
-    /// The bytes belong to the caller until it gives them away through `tail`.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn bytes_mut(&self, position: usize, len: usize) -> &mut [u8] {
-        let range = self.range(position, len);
-        self.writing(position, len);
-        // SAFETY: in bounds by `range`, initialised by `alloc_zeroed`, exclusive by the caller's word.
-        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(range.start), len) }
-    }
-
-    /// # Safety
-    /// The bytes belong to the caller until it gives them away through `head`.
-    unsafe fn bytes(&self, position: usize, len: usize) -> &[u8] {
-        let range = self.range(position, len);
-        self.reading(position, len);
-        // SAFETY: in bounds by `range`, initialised by `alloc_zeroed`, unchanged by the caller's word.
-        unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(range.start), len) }
-    }
-
-    /// Called by the producer only, for a mark in its own part.
-    fn write_mark(&self, position: usize, len: u32) {
-        // SAFETY: a mark lies between tail and head + capacity, the producer's part.
-        let mark = unsafe { self.bytes_mut(position, MARK) };
-        mark[..4].copy_from_slice(&len.to_le_bytes());
-        // The frame behind the mark is complete by now: under loom, look at it once more.
-        if len != SKIP {
-            self.writing(position + MARK, len as usize);
-        }
-    }
-
-    /// Called by the consumer only, for a mark between head and tail.
-    fn read_mark(&self, position: usize) -> u32 {
-        // SAFETY: a mark between head and tail, the consumer's part.
-        let mark = unsafe { self.bytes(position, MARK) };
-        u32::from_le_bytes([mark[0], mark[1], mark[2], mark[3]])
-    }
-
-    #[cfg(not(loom))]
-    #[inline]
-    fn writing(&self, _position: usize, _len: usize) {}
-
-    #[cfg(not(loom))]
-    #[inline]
-    fn reading(&self, _position: usize, _len: usize) {}
-
-    #[cfg(loom)]
-    fn writing(&self, position: usize, len: usize) {
-        for cell in &self.watched[self.blocks(position, len)] {
-            cell.with_mut(|_| ());
-        }
-    }
-
-    #[cfg(loom)]
-    fn reading(&self, position: usize, len: usize) {
-        for cell in &self.watched[self.blocks(position, len)] {
-            cell.with(|_| ());
-        }
-    }
-
-    #[cfg(loom)]
-    fn blocks(&self, position: usize, len: usize) -> Range<usize> {
-        let range = self.range(position, len);
-        range.start / ALIGN..range.end.div_ceil(ALIGN)
-    }
-}
-
-impl Drop for Storage {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with the same layout.
-        unsafe { dealloc(self.base.as_ptr(), Self::layout(self.capacity)) };
     }
 }
 

@@ -4,7 +4,7 @@ use tandem_vmm::role::action::HaltReason;
 use tandem_vmm::role::event::Standing;
 use tandem_vmm::role::side::{self, Side, State as Role};
 
-use super::Bounds;
+use super::model::Bounds;
 use super::world::{BACKUP, PRIMARY, World};
 
 pub(crate) type Reached = (&'static str, fn(&Bounds, &World) -> bool);

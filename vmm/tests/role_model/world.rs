@@ -7,7 +7,7 @@ use tandem_vmm::role::action::{Action, Actions, HaltReason};
 use tandem_vmm::role::event::{Ack, Batch, Event, Heartbeat, Standing, Verdict};
 use tandem_vmm::role::side::{Side, State as Role};
 
-use super::Bounds;
+use super::model::Bounds;
 
 pub(crate) const PRIMARY: usize = 0;
 pub(crate) const BACKUP: usize = 1;
