@@ -108,12 +108,16 @@ fn both_sides_tell_their_state() {
     assert!(primary.generation > 0);
     for status in [&primary, &backup] {
         assert!(status.peer.as_ref().is_some_and(|peer| peer.alive), "{status:?}");
+        // A backup tells of its replay what the primary tells of its run.
+        assert!(status.exits.values().sum::<u64>() > 0, "{status:?}");
+        assert!(status.guest_time_ns > 0 && status.digest.is_some() && status.lag.is_some(), "{status:?}");
+        for kind in ["time", "packet", "framing"] {
+            let told = status.log.iter().find(|told| told.kind == kind).unwrap();
+            assert!(told.entries > 0 && told.bytes > 0, "{kind}: {status:?}");
+        }
     }
     let delay = primary.output_delay.unwrap();
     assert!(delay.count > 0 && delay.p50_us > 0.0 && delay.p50_us <= delay.max_us, "{delay:?}");
-    assert!(primary.log.iter().any(|kind| kind.entries > 0 && kind.bytes > 0), "{:?}", primary.log);
-    assert!(primary.exits.values().sum::<u64>() > 0);
-    assert!(primary.guest_time_ns > 0 && primary.digest.is_some());
     assert!(client.finish().unwrap().clean());
 
     let generation = primary.generation;
@@ -121,4 +125,5 @@ fn both_sides_tell_their_state() {
     let live = pair.backup.wait_for_role(&[Role::Live], bed.patience(5.0)).unwrap();
     assert!(live.generation > generation, "{live:?}");
     assert!(live.guest_time_ns >= primary.guest_time_ns, "the guest's time goes on");
+    assert!(live.lag.is_none(), "{live:?}");
 }

@@ -7,7 +7,7 @@ use crate::machine::output::Outputs;
 use crate::machine::time::VirtualTime;
 use crate::machine::vm::MachineError;
 
-use super::batch::ArchivedBatch;
+use super::batch::{ArchivedBatch, Traffic};
 use super::divergence::{Difference, Divergence};
 use super::player::{Event, LogError, Player};
 use super::run::{Driver, Flow, Phase, Run};
@@ -26,8 +26,8 @@ pub trait Batches {
     /// # Errors
     /// When the log cannot be read.
     fn advance(&mut self) -> Result<bool, Self::Error>;
-    /// Called when the run has reached the horizon of the current batch, for acks.
-    fn executed(&mut self, _point: u64, _digest: u64) {}
+    /// Called when the run has reached the horizon of the current batch, for acks and status.
+    fn executed(&mut self, _horizon: u64, _run: &Run, _traffic: &Traffic) {}
     /// The next recorded exit, where the log has them.
     ///
     /// # Errors
@@ -112,6 +112,12 @@ where
         self.player.horizon()
     }
 
+    /// The log followed so far, without what a transport puts around batches.
+    #[must_use]
+    pub const fn traffic(&self) -> &Traffic {
+        self.player.traffic()
+    }
+
     /// Virtual time at the end of the log read so far is at least this.
     #[must_use]
     pub fn time(&self, run: &Run) -> VirtualTime {
@@ -151,7 +157,7 @@ where
         if expected != run.digest() {
             return Err(Self::diverged(run, Difference::Digest { expected, found: run.digest() }));
         }
-        self.batches.executed(self.player.horizon(), run.digest());
+        self.batches.executed(self.player.horizon(), run, self.player.traffic());
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::machine::input::{DiskStatus, Input};
 use crate::machine::time::VirtualTime;
 
-use super::batch::{ArchivedBatch, ArchivedEntry, DISK_FAILED};
+use super::batch::{ArchivedBatch, ArchivedEntry, DISK_FAILED, EMPTY_BATCH_LEN, Entry, Kind, Traffic};
 
 /// A log that cannot be played: damaged, or not this machine's.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -62,6 +62,31 @@ pub enum Event<'a> {
     ForcedStop(&'a [u8]),
 }
 
+impl Event<'_> {
+    /// The kind for statistics.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Input(Input::Time(_)) => Kind::Time,
+            Self::Input(Input::Packet { .. }) => Kind::Packet,
+            Self::Input(Input::DiskDone { .. }) => Kind::Disk,
+            Self::Input(Input::Serial(_) | Input::Console(_)) => Kind::Typed,
+            Self::ForcedStop(_) => Kind::ForcedStop,
+        }
+    }
+
+    /// What it carries in the batch's blob.
+    #[must_use]
+    pub const fn payload(&self) -> &[u8] {
+        match self {
+            Self::Input(Input::Time(_)) => &[],
+            Self::Input(Input::Packet { frame: bytes, .. } | Input::DiskDone { data: bytes, .. })
+            | Self::Input(Input::Serial(bytes) | Input::Console(bytes))
+            | Self::ForcedStop(bytes) => bytes,
+        }
+    }
+}
+
 /// Where a reader stands in one batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Player {
@@ -71,13 +96,20 @@ pub struct Player {
     /// Virtual time in nanoseconds after the last time entry.
     time: u64,
     horizon: u64,
+    traffic: Traffic,
 }
 
 impl Player {
     /// A player of a log that begins at `point` and `time`.
     #[must_use]
     pub const fn new(point: u64, time: VirtualTime) -> Self {
-        Self { next: 0, point, time: time.as_nanos(), horizon: point }
+        Self {
+            next: 0,
+            point,
+            time: time.as_nanos(),
+            horizon: point,
+            traffic: Traffic { count: [0; Kind::ALL.len()], bytes: [0; Kind::ALL.len()] },
+        }
     }
 
     /// Turns to the next batch.
@@ -92,6 +124,7 @@ impl Player {
         self.next = 0;
         self.point = found;
         self.horizon = batch.horizon.to_native();
+        self.traffic.add(Kind::Framing, EMPTY_BATCH_LEN);
         Ok(())
     }
 
@@ -99,6 +132,12 @@ impl Player {
     #[must_use]
     pub const fn horizon(&self) -> u64 {
         self.horizon
+    }
+
+    /// What was taken so far.
+    #[must_use]
+    pub const fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     /// The next event and its point, without taking it; `None` at the end of the batch.
@@ -162,6 +201,7 @@ impl Player {
         if let Event::Input(Input::Time(time)) = event {
             self.time = time.as_nanos();
         }
+        self.traffic.add(event.kind(), Entry::ARCHIVED_LEN + event.payload().len());
     }
 }
 
@@ -245,6 +285,7 @@ mod tests {
             }
             prop_assert_eq!(played, wanted);
             prop_assert_eq!(player.horizon(), point);
+            prop_assert_eq!(player.traffic(), builder.traffic());
         }
 
         #[test]

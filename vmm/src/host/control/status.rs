@@ -95,13 +95,13 @@ pub struct Peer {
     pub last_heard_ms: Option<u64>,
 }
 
-/// The distance between the last entry received and the last one executed by the backup.
+/// The distance between the last log frame received and the last one executed by the backup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Lag {
     /// In milliseconds of virtual time.
     pub ms: f64,
-    /// In log entries.
+    /// In frames of the log.
     pub entries: u64,
 }
 

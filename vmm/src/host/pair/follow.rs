@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use kvm_ioctls::Kvm;
 use tandem_logchan::backup::{LogReader, Next};
-use tandem_logchan::frame::Kind;
+use tandem_logchan::frame::{HEADER_LEN, Kind};
 use tandem_logchan::progress::{Executed, Progress};
 
 use super::PairError;
 use super::gated::GateSender;
-use super::lead::{Leader, counters, lead};
-use super::log::{PairLog, publish};
+use super::lead::{Leader, lead};
+use super::log::PairLog;
 use super::shared::{News, Order, Shared, lock};
 use super::side;
 use crate::host::guest::{BootFacts, Guest};
@@ -20,7 +20,7 @@ use crate::host::vcpu::clock::HostClock;
 use crate::host::vcpu::inputs::HostInputs;
 use crate::machine::output::Dropped;
 use crate::machine::vm::Machine;
-use crate::replay::batch::Traffic;
+use crate::replay::batch::{Kind as LogKind, Traffic};
 use crate::replay::divergence::Difference;
 use crate::replay::follower::{Batches, FollowError, Follower};
 use crate::replay::recorder::Pace;
@@ -55,6 +55,12 @@ struct ChannelBatches {
 impl ChannelBatches {
     fn note(&self, sequence: u64, position: u64, digest: u64) {
         self.progress.store(Executed { sequence, position, digest });
+    }
+
+    /// Shows how far the run has come, and what of the log led there.
+    fn publish(&self, run: &Run, mut traffic: Traffic) {
+        traffic.bytes[LogKind::Framing.index()] += self.sequence * HEADER_LEN as u64;
+        lock(&self.shared.counters).update(run, &traffic);
     }
 
     /// Gives the last frame back and waits for the next. `None`: the log is over, or the run is to end.
@@ -102,10 +108,9 @@ impl Batches for ChannelBatches {
         }
     }
 
-    fn executed(&mut self, point: u64, digest: u64) {
-        self.note(self.sequence, point, digest);
-        let mut counters = lock(&self.shared.counters);
-        (counters.point, counters.digest) = (point, digest);
+    fn executed(&mut self, horizon: u64, run: &Run, traffic: &Traffic) {
+        self.note(self.sequence, horizon, run.digest());
+        self.publish(run, *traffic);
     }
 }
 
@@ -144,7 +149,7 @@ pub(super) fn follow(following: Following) -> Result<(), PairError> {
             return Err(error.into());
         }
     };
-    publish(&shared, counters(&run, Traffic::default()));
+    follower.batches.publish(&run, *follower.traffic());
     if let Ended::Off(event) = ended {
         tracing::info!(?event, "the guest ended");
         let sequence = follower.batches.sequence;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::host::vcpu::inputs::VcpuBell;
 use crate::replay::batch::Traffic;
+use crate::replay::run::Run;
 use crate::role::event::Divergence;
 
 /// What the side thread wants of the vCPU thread.
@@ -47,6 +48,19 @@ pub(super) struct VcpuCounters {
     pub(super) guest_time: u64,
     pub(super) point: u64,
     pub(super) digest: u64,
+}
+
+impl VcpuCounters {
+    /// Takes the numbers of `run` and its log, allocating nothing after the first time.
+    pub(super) fn update(&mut self, run: &Run, traffic: &Traffic) {
+        self.exits.clear();
+        self.exits.extend(run.exits_by_name());
+        self.traffic = *traffic;
+        self.forced_stops = run.forced_stops;
+        self.guest_time = run.machine.now().as_nanos();
+        self.point = run.point();
+        self.digest = run.digest();
+    }
 }
 
 struct Orders {

@@ -8,7 +8,7 @@ use tandem_logchan::progress::{Executed, Progress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::shared::{Shared, lock};
-use super::side::{SideThread, now};
+use super::side::{Channel, SideThread, now};
 use crate::host::control::{Digest, Lag, LogKind, OutputDelay, Peer, Role, Status, StatusSource};
 use crate::replay::batch::Kind;
 use crate::role::Moment;
@@ -133,7 +133,7 @@ impl Board {
             peer.last_heard_ms = own.heard.map(|at| now.since(at) / 1_000_000);
             peer.alive = own.heard.is_some_and(|at| now.since(at) < own.patience);
         }
-        status.lag = self.lag_now(&own);
+        status.lag = self.lag_now(&own, side);
         status.log = Kind::ALL
             .iter()
             .map(|kind| LogKind {
@@ -153,11 +153,16 @@ impl Board {
         status.held_outputs = side.side.gate().held();
     }
 
-    fn lag_now(&self, own: &Own) -> Option<Lag> {
-        if let Some(acks) = &self.acks {
-            return Some(Lag { ms: own.lag as f64 / 1e6, entries: acks.lag() });
-        }
-        self.progress.get().map(|_| Lag { ms: own.lag as f64 / 1e6, entries: 0 })
+    /// A primary knows its backup's lag from the acks, a backup its own.
+    fn lag_now(&self, own: &Own, side: &SideThread) -> Option<Lag> {
+        let entries = match &side.channel {
+            Channel::Acks(_) => self.acks.as_ref()?.lag(),
+            Channel::Log(receiver) => {
+                receiver.received().saturating_sub(self.progress.get()?.load().sequence)
+            }
+            Channel::Closed => return None,
+        };
+        Some(Lag { ms: own.lag as f64 / 1e6, entries })
     }
 }
 
