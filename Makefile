@@ -10,8 +10,10 @@ TEST_RUNNER := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextes
 BUILT := $(or $(CARGO_TARGET_DIR),target)/release
 # Of `make torture`.
 RUNS ?= 200
+# Of `make fuzz`, for each target.
+FUZZ_SECONDS ?= 60
 
-.PHONY: help bench build demo demo-linux torture lint kernel initramfs test test-host test-guest test-loom test-linux
+.PHONY: help bench build demo demo-linux torture fuzz lint kernel initramfs test test-host test-guest test-loom test-linux
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +44,9 @@ bench: ## the figures, as ratios: the log channel, and the pair against the same
 	@$(CARGO) build --quiet --release --package tandem-vmm --package tandem-bench
 	@$(BUILT)/tandem-bench channel
 	@$(BUILT)/tandem-bench pair
+
+fuzz: ## FUZZ_SECONDS=60 for each fuzz target; needs cargo-fuzz and a nightly compiler
+	tests/fuzz $(FUZZ_SECONDS)
 
 lint: ## rustfmt, clippy and rustdoc without a warning
 	$(CARGO) fmt --all --check

@@ -122,7 +122,8 @@ impl Player {
             return Err(LogError::Gap { expected: self.horizon, found });
         }
         self.next = 0;
-        self.point = found;
+        // The last batch may have had inputs of the point behind its horizon.
+        self.point = self.point.max(found);
         self.horizon = batch.horizon.to_native();
         self.traffic.add(Kind::Framing, EMPTY_BATCH_LEN);
         Ok(())
@@ -186,9 +187,9 @@ impl Player {
                 (at, Event::ForcedStop(payload(start.into(), len.into())?))
             }
         };
-        let point = batch.base.to_native() + u64::from(at.to_native());
+        let point = batch.base.to_native().saturating_add(at.to_native().into());
         // Inputs of the point behind the horizon may be there already: the recorder idles at it.
-        if point < self.point || point > self.horizon + 1 {
+        if point < self.point || point.saturating_sub(1) > self.horizon {
             return Err(LogError::Order { entry, point, from: self.point, horizon: self.horizon });
         }
         Ok(Some((point, event)))
@@ -310,6 +311,34 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn points_at_the_end_of_their_range_are_no_overflow() {
+        let entries = vec![Entry::Serial { at: 5, start: 0, len: 0 }];
+        for (base, horizon) in [(0, u64::MAX), (u64::MAX, u64::MAX), (u64::MAX - 1, u64::MAX)] {
+            let bytes = archive(&Batch { base, horizon, entries: entries.clone(), ..Batch::default() });
+            let batch = rkyv::access::<ArchivedBatch, Error>(&bytes).unwrap();
+            let mut player = Player::new(base, VirtualTime::ZERO);
+            player.begin(batch).unwrap();
+            let (point, _) = player.peek(batch).unwrap().unwrap();
+            assert_eq!(point, base.saturating_add(5));
+        }
+    }
+
+    #[test]
+    fn a_batch_does_not_go_back_behind_inputs_past_the_last_horizon() {
+        let input = |at| vec![Entry::Serial { at, start: 0, len: 0 }];
+        let first = archive(&Batch { horizon: 2, entries: input(3), ..Batch::default() });
+        let second = archive(&Batch { base: 2, horizon: 4, entries: input(0), ..Batch::default() });
+        let [first, second] = [&first, &second].map(|b| rkyv::access::<ArchivedBatch, Error>(b).unwrap());
+        let mut player = Player::new(0, VirtualTime::ZERO);
+        player.begin(first).unwrap();
+        let (point, event) = player.peek(first).unwrap().unwrap();
+        player.take(point, &event);
+        player.begin(second).unwrap();
+        let error = LogError::Order { entry: 0, point: 2, from: 3, horizon: 4 };
+        assert_eq!(player.peek(second), Err(error));
     }
 
     #[test]

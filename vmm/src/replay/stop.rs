@@ -10,7 +10,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::machine::cpu::image::VcpuImage;
-use crate::machine::memory::{MemoryError, PAGE_SIZE};
+use crate::machine::memory::{GuestRam, MemoryError, PAGE_SIZE};
 use crate::machine::vm::{Machine, MachineError};
 
 /// What a forced stop ships.
@@ -91,12 +91,21 @@ impl StopImage {
     /// When it is damaged.
     pub fn unpack(packed: &[u8]) -> Result<Self, StopError> {
         let claimed = packed.first_chunk::<4>().map_or(usize::MAX, |l| u32::from_le_bytes(*l) as usize);
-        if claimed > IMAGE_LIMIT {
+        // No byte of LZ4 stands for more than 255: a damaged length does not cost memory.
+        if claimed > IMAGE_LIMIT.min(packed.len().saturating_mul(255)) {
             return Err(StopError::Damaged("too large"));
         }
         let bytes = lz4_flex::decompress_size_prepended(packed).map_err(|_| StopError::Damaged("not LZ4"))?;
+        Self::from_archive(&bytes)
+    }
+
+    /// Reads the archive of an image, at any alignment.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub fn from_archive(bytes: &[u8]) -> Result<Self, StopError> {
         let mut aligned = rkyv::util::AlignedVec::<16>::with_capacity(bytes.len());
-        aligned.extend_from_slice(&bytes);
+        aligned.extend_from_slice(bytes);
         let image = rkyv::from_bytes::<Self, RkyvError>(&aligned)
             .map_err(|_| StopError::Damaged("not a valid archive"))?;
         if image.contents.len() != image.pages.len() * PAGE_SIZE {
@@ -110,19 +119,28 @@ impl StopImage {
     /// # Errors
     /// When a page lies outside memory or KVM refuses the registers.
     pub fn load(&self, machine: &mut Machine, counts: &mut StopCounts) -> Result<(), StopError> {
+        self.load_pages(machine.ram(), counts)?;
+        machine.load_vcpu(&self.vcpu)?;
+        counts.stops += 1;
+        Ok(())
+    }
+
+    /// The part of [`StopImage::load`] that concerns memory.
+    ///
+    /// # Errors
+    /// When a page lies outside memory; those before it are loaded then.
+    pub fn load_pages(&self, ram: &GuestRam, counts: &mut StopCounts) -> Result<(), StopError> {
         let mut old = [0; PAGE_SIZE];
         for (number, page) in self.pages.iter().zip(self.contents.as_chunks::<PAGE_SIZE>().0) {
-            machine.ram().read_page(*number, &mut old)?;
+            ram.read_page(*number, &mut old)?;
             if old == *page {
                 counts.already_there += 1;
             } else {
-                machine.ram().write_page(*number, page)?;
+                ram.write_page(*number, page)?;
             }
         }
-        counts.stops += 1;
         counts.pages += self.pages.len() as u64;
         counts.raw_bytes += self.contents.len() as u64;
-        machine.load_vcpu(&self.vcpu)?;
         Ok(())
     }
 }
@@ -196,6 +214,8 @@ mod tests {
         assert_eq!(StopImage::unpack(&packed).unwrap(), image);
         assert!(StopImage::unpack(&packed[..packed.len() - 1]).is_err());
         assert!(StopImage::unpack(&[0xff; 40]).is_err());
+        let large = [&(IMAGE_LIMIT as u32).to_le_bytes(), &packed[4..]].concat();
+        assert!(matches!(StopImage::unpack(&large), Err(StopError::Damaged("too large"))));
         assert!(StopImage::unpack(&[]).is_err());
         let odd = StopImage { pages: vec![1], ..StopImage::default() };
         assert!(StopImage::unpack(&odd.pack().unwrap()).is_err());
