@@ -42,11 +42,11 @@ mod status;
 mod follow;
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use tandem_logchan::handshake::HandshakeError;
+use tandem_logchan::channel::OpenError;
 use tandem_logchan::loss::Loss;
-use tandem_logchan::transport::TransportError;
 use thiserror::Error;
 
 use crate::host::config::{ConfigError, KeyError};
@@ -132,19 +132,16 @@ pub enum PairError {
         /// Who this is.
         expected: tandem_arbiter::VmId,
     },
-    /// The peer was refused, or refused this side.
-    #[error("the handshake with {peer} failed")]
-    Handshake {
+    /// The peer was refused, or refused this side, or the connection cannot be used.
+    #[error("no log channel with {peer}")]
+    Channel {
         /// Who it was.
-        peer: String,
+        peer: SocketAddr,
         /// Why.
         #[source]
-        source: HandshakeError,
+        source: OpenError,
     },
-    /// The transport cannot be set up.
-    #[error(transparent)]
-    Transport(#[from] TransportError),
-    /// The log channel cannot be set up.
+    /// The log channel was lost while the log began.
     #[error(transparent)]
     Loss(#[from] Loss),
     /// The kernel has no thread, timer, socket or descriptor left.

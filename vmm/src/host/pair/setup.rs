@@ -1,6 +1,6 @@
 //! Setting up a side: sockets, handshake, threads.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -10,14 +10,10 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use kvm_ioctls::Kvm;
 use tandem_arbiter::{Side as ArbiterSide, Token};
-use tandem_logchan::ack::AckState;
-use tandem_logchan::backup::pair as receiving;
+use tandem_logchan::channel::{self, BackupEnds, OpenError, PrimaryEnds};
 use tandem_logchan::codec::SchemaDigest;
-use tandem_logchan::handshake::{self, Agreed, Hello, Identity, PreSharedKey, Side as ChannelSide};
-use tandem_logchan::primary::{AckReceiver, LogSender};
-use tandem_logchan::transport::sealed::{SealedDuplex, SealedReceive, SealedSend};
+use tandem_logchan::handshake::{Hello, Identity, PreSharedKey, Side as ChannelSide};
 use tandem_logchan::transport::tcp::{self, TcpConfig};
-use tandem_logchan::transport::{Duplex, ReceiveHalf, SendHalf};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::beacon::Beacon;
@@ -165,17 +161,13 @@ pub fn primary(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairEr
     let mut exits = exits(config)?;
     let wiring = wiring()?;
 
-    let acks = Arc::new(AckState::new());
-    let board = board(config, pair.listen, Some(Arc::clone(&acks)), &wiring, &parts.timing);
+    let board = board(config, pair.listen, &wiring, &parts.timing);
     let _server = serve(config, &board)?;
     exits.disks = Some(Disks::start(&config.disks, wiring.completions)?);
     tracing::info!(backup = %pair.listen, "waiting for the backup");
-    let (stream, agreed) = connect(pair, &parts, shutdown)?;
+    let PrimaryEnds { sender, acks: receiver, state: acks, agreed } = connect(pair, &parts, shutdown)?;
     tracing::info!(backup = %pair.listen, generation = agreed.generation, "paired");
-
-    let (sender, receiver) = primary_halves(stream, &agreed, &tcp_config(pair))?;
-    let sender = LogSender::new(sender, agreed.generation, Arc::clone(&acks));
-    let receiver = AckReceiver::new(receiver, agreed.generation, Arc::clone(&acks));
+    board.lead(Arc::clone(&acks));
 
     let start = Start { generation: agreed.generation, claimed: Some(parts.claimed), alone: false };
     let (mut side, actions) = Side::primary(parts.timing, GATE, start)?;
@@ -238,22 +230,14 @@ pub fn backup(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairErr
     let wiring = wiring()?;
     let listener = TcpListener::bind(pair.listen).map_err(host("listen on [pair] listen"))?;
 
-    let board = board(config, pair.primary, None, &wiring, &parts.timing);
+    let board = board(config, pair.primary, &wiring, &parts.timing);
     let _server = serve(config, &board)?;
     tracing::info!(listen = %pair.listen, "waiting for the primary");
-    let (stream, agreed, peer) = accept(&listener, pair, &parts, shutdown)?;
+    let (BackupEnds { mut receiver, reader, agreed }, peer) = accept(&listener, pair, &parts, shutdown)?;
     tracing::info!(primary = %peer, generation = agreed.generation, "paired");
     drop(listener);
     let beacon = open_beacon(pair, ChannelSide::Backup, &parts)?;
 
-    let duplex: Box<dyn Duplex> = {
-        let duplex = tcp::backup(stream, &tcp_config(pair))?;
-        match agreed.session {
-            Some(session) => Box::new(SealedDuplex::new(duplex, session)),
-            None => Box::new(duplex),
-        }
-    };
-    let (mut receiver, reader) = receiving(duplex, agreed.generation, pair.log_buffer as usize);
     board.follow(Arc::clone(reader.progress()));
     let (gate_sender, gate_receiver) = gate(config.disks.len());
     // The primary is welcome when its log begins: until then it may still be asking the arbiter.
@@ -302,19 +286,6 @@ pub fn backup(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairErr
     finish(side::run(thread, &actions), &shared, vcpu)
 }
 
-type Halves = (Box<dyn SendHalf>, Box<dyn ReceiveHalf>);
-
-fn primary_halves(stream: TcpStream, agreed: &Agreed, config: &TcpConfig) -> Result<Halves, PairError> {
-    let (send, receive) = tcp::primary(stream, config)?;
-    Ok(match &agreed.session {
-        Some(session) => (
-            Box::new(SealedSend::new(send, session.clone())),
-            Box::new(SealedReceive::new(receive, session.clone())),
-        ),
-        None => (Box::new(send), Box::new(receive)),
-    })
-}
-
 fn open_beacon(pair: &PairConfig, side: ChannelSide, parts: &Parts) -> Result<Beacon, PairError> {
     let (own, peer) = match side {
         ChannelSide::Primary => (pair.primary, pair.listen),
@@ -352,18 +323,17 @@ fn open_generation(side: &mut Side, actions: Actions, claims: &Claims) -> Action
     }
 }
 
-fn connect(pair: &PairConfig, parts: &Parts, shutdown: &Shutdown) -> Result<(TcpStream, Agreed), PairError> {
+/// Opens the log channel to the backup, once it is there.
+fn connect(pair: &PairConfig, parts: &Parts, shutdown: &Shutdown) -> Result<PrimaryEnds, PairError> {
     loop {
         if shutdown.requested() {
             return Err(PairError::Cancelled);
         }
         match tcp::connect(pair.listen, RETRY) {
-            Ok(mut stream) => {
+            Ok(stream) => {
                 let hello = hello(ChannelSide::Primary, pair, &parts.identity);
-                return match handshake::run(&mut stream, hello, &parts.key, HANDSHAKE) {
-                    Ok(agreed) => Ok((stream, agreed)),
-                    Err(source) => Err(PairError::Handshake { peer: pair.listen.to_string(), source }),
-                };
+                return channel::primary(stream, hello, &parts.key, &tcp_config(pair), HANDSHAKE)
+                    .map_err(|source| PairError::Channel { peer: pair.listen, source });
             }
             Err(error) => {
                 tracing::debug!(%error, "the backup is not there yet");
@@ -373,12 +343,13 @@ fn connect(pair: &PairConfig, parts: &Parts, shutdown: &Shutdown) -> Result<(Tcp
     }
 }
 
+/// Opens the log channel to the first primary that comes and is the right one.
 fn accept(
     listener: &TcpListener,
     pair: &PairConfig,
     parts: &Parts,
     shutdown: &Shutdown,
-) -> Result<(TcpStream, Agreed, SocketAddr), PairError> {
+) -> Result<(BackupEnds, SocketAddr), PairError> {
     loop {
         let mut polls = [listener.as_raw_fd(), shutdown.as_raw_fd()].map(|fd| libc::pollfd {
             fd,
@@ -393,12 +364,14 @@ fn accept(
         if polls[0].revents == 0 {
             continue;
         }
-        let (mut stream, peer) = listener.accept().map_err(host("accept the primary"))?;
+        let (stream, peer) = listener.accept().map_err(host("accept the primary"))?;
         let hello = hello(ChannelSide::Backup, pair, &parts.identity);
-        match handshake::run(&mut stream, hello, &parts.key, HANDSHAKE) {
-            Ok(agreed) => return Ok((stream, agreed, peer)),
+        let room = pair.log_buffer as usize;
+        match channel::backup(stream, hello, &parts.key, &tcp_config(pair), HANDSHAKE, room) {
+            Ok(ends) => return Ok((ends, peer)),
             // Anybody can connect; the right primary may still come.
-            Err(error) => tracing::warn!(%peer, %error, "a peer was refused"),
+            Err(OpenError::Handshake(error)) => tracing::warn!(%peer, %error, "a peer was refused"),
+            Err(source) => return Err(PairError::Channel { peer, source }),
         }
     }
 }
@@ -415,18 +388,11 @@ fn pump(
     Pump::start(feed, None, || ()).map_err(host("start the I/O thread"))
 }
 
-fn board(
-    config: &Config,
-    peer: SocketAddr,
-    acks: Option<Arc<AckState>>,
-    wiring: &Wiring,
-    timing: &Timing,
-) -> Arc<Board> {
+fn board(config: &Config, peer: SocketAddr, wiring: &Wiring, timing: &Timing) -> Arc<Board> {
     let first = status::first(&config.name, Role::Joining, peer.to_string());
     Arc::new(Board::new(
         first,
         Arc::clone(&wiring.shared),
-        acks,
         Arc::clone(&wiring.hand_over),
         Arc::clone(&wiring.wake),
         timing.silence(),

@@ -27,7 +27,8 @@ pub(super) struct Board {
     shared: Arc<Shared>,
     /// A backup's progress.
     progress: OnceLock<Arc<Progress>>,
-    acks: Option<Arc<AckState>>,
+    /// What a primary's backup has acknowledged.
+    acks: OnceLock<Arc<AckState>>,
     hand_over: Arc<AtomicBool>,
     wake: Arc<EventFd>,
 }
@@ -49,7 +50,6 @@ impl Board {
     pub(super) fn new(
         first: Status,
         shared: Arc<Shared>,
-        acks: Option<Arc<AckState>>,
         hand_over: Arc<AtomicBool>,
         wake: Arc<EventFd>,
         patience: u64,
@@ -70,7 +70,7 @@ impl Board {
             own: Mutex::new(own),
             shared,
             progress: OnceLock::new(),
-            acks,
+            acks: OnceLock::new(),
             hand_over,
             wake,
         }
@@ -80,6 +80,12 @@ impl Board {
     pub(super) fn follow(&self, progress: Arc<Progress>) {
         // Set once, when the channel is there.
         let _ = self.progress.set(progress);
+    }
+
+    /// From now on the backup's acknowledgements are part of the status.
+    pub(super) fn lead(&self, acks: Arc<AckState>) {
+        // Set once, when the channel is there.
+        let _ = self.acks.set(acks);
     }
 
     pub(super) fn heard(&self, at: Moment) {
@@ -156,7 +162,7 @@ impl Board {
     /// A primary knows its backup's lag from the acks, a backup its own.
     fn lag_now(&self, own: &Own, side: &SideThread) -> Option<Lag> {
         let entries = match &side.channel {
-            Channel::Acks(_) => self.acks.as_ref()?.lag(),
+            Channel::Acks(_) => self.acks.get()?.lag(),
             Channel::Log(receiver) => {
                 receiver.received().saturating_sub(self.progress.get()?.load().sequence)
             }
