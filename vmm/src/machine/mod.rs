@@ -17,6 +17,9 @@ pub mod boot;
 /// The virtual CPU.
 pub mod cpu;
 
+/// KVM's log of the pages that the guest has written.
+mod dirty;
+
 /// What comes into the machine from outside.
 pub mod input;
 

@@ -15,6 +15,7 @@ use super::cpu::exit::Exit;
 use super::cpu::image::{ImageError, VcpuImage};
 use super::cpu::msr;
 use super::cpu::vcpu::{Entered, Vcpu, VcpuError};
+use super::dirty::DirtyLog;
 use super::input::Input;
 use super::memory::{GuestRam, MemoryError, PAGE_SIZE};
 use super::output::{DiskRequest, Notice, Outputs, PowerEvent};
@@ -122,6 +123,7 @@ pub struct Machine {
     vcpu: Vcpu,
     vm: VmFd,
     board: Board,
+    dirty: DirtyLog,
     idle_read: Option<IdleRead>,
     cpuid: Vec<kvm_cpuid_entry2>,
     command_line: String,
@@ -168,7 +170,7 @@ impl Machine {
             seed: config.seed,
         };
         boot::load(ram.memory(), vcpu.fd(), &image)?;
-        Ok(Self { vcpu, vm, board, idle_read: None, cpuid, command_line, ram })
+        Ok(Self { vcpu, vm, board, dirty: DirtyLog::new(&ram), idle_read: None, cpuid, command_line, ram })
     }
 
     /// What CPUID shows every guest on this host.
@@ -394,10 +396,9 @@ impl Machine {
     pub fn take_dirty_pages(&mut self) -> Result<Vec<u64>, MachineError> {
         let mut pages = Vec::new();
         for slot in self.ram.slots() {
-            let bitmap =
-                self.vm.get_dirty_log(slot.slot, slot.size as usize).map_err(kvm("KVM_GET_DIRTY_LOG"))?;
+            let bitmap = self.dirty.take(&self.vm, &slot).map_err(kvm("KVM_GET_DIRTY_LOG"))?;
             let first = slot.guest_address / PAGE_SIZE as u64;
-            for (i, mut word) in bitmap.into_iter().enumerate() {
+            for (i, mut word) in bitmap.iter().copied().enumerate() {
                 while word != 0 {
                     pages.push(first + i as u64 * 64 + u64::from(word.trailing_zeros()));
                     word &= word - 1;
@@ -413,7 +414,7 @@ impl Machine {
     /// When KVM fails or dirty logging is off.
     pub fn reset_dirty_log(&mut self) -> Result<(), MachineError> {
         for slot in self.ram.slots() {
-            self.vm.get_dirty_log(slot.slot, slot.size as usize).map_err(kvm("KVM_GET_DIRTY_LOG"))?;
+            self.dirty.take(&self.vm, &slot).map_err(kvm("KVM_GET_DIRTY_LOG"))?;
         }
         Ok(())
     }

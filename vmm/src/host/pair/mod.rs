@@ -41,6 +41,9 @@ mod status;
 /// The backup's vCPU thread.
 mod follow;
 
+#[cfg(test)]
+mod no_alloc;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
