@@ -28,6 +28,15 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// `init` has no directory to make the file in.
+    #[error("arbiter {} cannot be made: there is no directory {}; is its storage mounted?", path.display(), directory.display())]
+    NoDirectory {
+        /// The arbiter's path.
+        path: PathBuf,
+        /// The directory that is missing.
+        directory: PathBuf,
+    },
+
     /// The operating system does not let this process at the arbiter.
     #[error("arbiter {} is not accessible; it must be readable and writable", path.display())]
     Denied {
@@ -47,7 +56,7 @@ pub enum Error {
     },
 
     /// `init` found an arbiter, whose claims it would have erased.
-    #[error("{} is already the arbiter of VM {vm}; its claims are kept unless overwriting is asked for", path.display())]
+    #[error("{} is already the arbiter of VM {vm}; its claims are kept; `tandem arbiter init --overwrite` drops them, which is for when neither side runs", path.display())]
     AlreadyInitialised {
         /// The arbiter's path.
         path: PathBuf,
@@ -56,7 +65,7 @@ pub enum Error {
     },
 
     /// `init` found data that is not an arbiter's.
-    #[error("{} holds other data, which is kept unless overwriting is asked for", path.display())]
+    #[error("{} holds other data, which is kept; `tandem arbiter init --overwrite` destroys it", path.display())]
     NotEmpty {
         /// The path.
         path: PathBuf,

@@ -65,6 +65,10 @@ pub(crate) struct DirectFile {
     notice: Option<Notice>,
 }
 
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 impl DirectFile {
     /// Opens what is at `path`; makes a new file if `create` is set and there is nothing.
     pub(crate) fn open(path: &Path, create: bool) -> Result<Self, Error> {
@@ -94,13 +98,16 @@ impl DirectFile {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 (buffered(path).map_err(failed)?, Some(Notice::Buffered))
             }
+            Err(error) if create && error.kind() == io::ErrorKind::NotFound => {
+                let directory = directory_of(path).to_owned();
+                return Err(Error::NoDirectory { path: path.to_owned(), directory });
+            }
             Err(error) => return Err(failed(error)),
         };
         let mut opened = Self { file, sector_size: 512, block_device, notice };
         if kind.is_none() {
             // The directory entry must survive a crash as the contents do.
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            File::open(parent.unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all()).map_err(failed)?;
+            File::open(directory_of(path)).and_then(|dir| dir.sync_all()).map_err(failed)?;
         }
         if create && !block_device && opened.ends_at(0).map_err(failed)? {
             // Reads past the end succeed whatever their alignment, and would tell nothing of the sector size.

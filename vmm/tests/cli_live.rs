@@ -80,7 +80,8 @@ fn check_prints_one_line_per_item_and_judges_a_config() {
     );
     for expected in [
         "FAIL  tap tndm-none     there is no tap tndm-none; make it with: ip tuntap add dev tndm-none mode tap",
-        "FAIL  pair key          cannot read the key file",
+        "FAIL  guest             the embedded guest needs an address",
+        "FAIL  pair key          there is no key file",
         "FAIL  arbiter         ",
         "ok    addresses         both are this host's",
     ] {
@@ -107,6 +108,9 @@ fn check_prints_one_line_per_item_and_judges_a_config() {
 
     let arbiter = dir.path().join("a");
     let arbiter = arbiter.to_str().unwrap();
+    let nowhere = dir.path().join("no/where");
+    let output = tandem(&["arbiter", "init", nowhere.to_str().unwrap(), "--name", "other"]);
+    assert!(stderr(&output).contains("there is no directory"), "{}", stderr(&output));
     assert!(tandem(&["arbiter", "init", arbiter, "--name", "other", "--overwrite"]).status.success());
     let text = stdout(&tandem(&["check", file]));
     assert!(text.contains("is another VM's"), "{text}");
@@ -258,4 +262,6 @@ fn a_side_that_does_not_run_is_told_from_one_that_ended() {
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let output = tandem(&["failover", socket.to_str().unwrap()]);
     assert!(stderr(&output).contains("the tandem that made it has ended"), "{}", stderr(&output));
+    let output = tandem(&["status", dir.path().to_str().unwrap()]);
+    assert!(stderr(&output).contains("is no control socket"), "{}", stderr(&output));
 }

@@ -64,6 +64,7 @@ fn a_wrong_command_line_ends_with_two_and_a_hint() {
     let output = tandem(&["statsu", "x"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("'status'"), "{}", stderr(&output));
+    assert!(!stderr(&tandem(&["prob"])).contains("probe"), "an internal command is suggested");
     assert_eq!(tandem(&[]).status.code(), Some(2));
     assert_eq!(tandem(&["record", "vm.toml"]).status.code(), Some(2));
 }
@@ -102,6 +103,8 @@ fn a_pair_needs_its_section_and_an_override_needs_its_card() {
     assert!(stderr(&output).starts_with(&format!("error: {file}: [pair]: missing")), "{}", stderr(&output));
     let output = tandem(&["run", file, "--tap", "tap9"]);
     assert!(stderr(&output).contains("0 cards in the file, but --tap given 1 times"), "{}", stderr(&output));
+    let output = tandem(&["run", file]);
+    assert!(stderr(&output).contains("the embedded guest needs an address"), "{}", stderr(&output));
     let output = tandem(&["run", "/nonexistent/vm.toml"]);
     assert!(
         stderr(&output).contains("/nonexistent/vm.toml: cannot read the config file"),
@@ -116,6 +119,7 @@ fn completions_for_each_shell_name_the_commands() {
         let output = tandem(&["completions", shell]);
         assert!(output.status.success(), "{shell}");
         assert!(stdout(&output).contains("failover"), "{shell}");
+        assert!(!stdout(&output).contains("probe"), "{shell} completes what is not for people");
     }
     let script = stdout(&tandem(&["completions", "bash"]));
     let bash = Command::new("bash").args(["-n", "-c", &script]).status().unwrap();

@@ -35,6 +35,15 @@ pub enum GuestError {
     /// A disk cannot be used.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The embedded guest would stop at once.
+    #[error(
+        "the embedded guest needs an address: add ip=ADDRESS/PREFIX to [machine] cmdline, such as \
+         cmdline = \"ip=10.99.1.2/24\""
+    )]
+    NoAddress,
+    /// As above.
+    #[error("the embedded guest needs a network card: add [[net]] with tap and mac")]
+    NoNetwork,
     /// The host has no randomness.
     #[error("cannot draw the guest's boot seed from the host")]
     Seed(#[source] io::Error),
@@ -120,6 +129,7 @@ impl Guest {
     /// # Errors
     /// When a file or disk cannot be read.
     pub fn load(config: &Config) -> Result<Self, GuestError> {
+        Self::suits(config)?;
         let embedded = config.machine.kernel == Kernel::Embedded;
         let kernel = match &config.machine.kernel {
             Kernel::Embedded => Cow::Borrowed(embedded::IMAGE),
@@ -140,6 +150,21 @@ impl Guest {
             .collect::<Result<_, DiskError>>()?;
         let nics = config.nets.iter().map(|net| NicConfig { mac: net.mac.bytes() }).collect();
         Ok(Self { ram: config.machine.memory, kernel, initrd, command_line, embedded, nics, disks })
+    }
+
+    /// Whether the machine has what its guest cannot do without.
+    ///
+    /// # Errors
+    /// The embedded guest needs an address and a network card.
+    pub fn suits(config: &Config) -> Result<(), GuestError> {
+        let machine = &config.machine;
+        if machine.kernel != Kernel::Embedded {
+            return Ok(());
+        }
+        if !machine.cmdline.split_whitespace().any(|word| word.starts_with("ip=")) {
+            return Err(GuestError::NoAddress);
+        }
+        if config.nets.is_empty() { Err(GuestError::NoNetwork) } else { Ok(()) }
     }
 
     /// The machine's configuration for a boot.

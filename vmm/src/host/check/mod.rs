@@ -3,6 +3,9 @@
 //! Flags and capability bits are not believed: each question about KVM is a tiny guest that is run in a
 //! child process with a time limit (`answer_probe` is the child's side).
 
+/// First argument of the process that answers one probe; its name follows.
+pub const INTERNAL_PROBE: &str = "internal-probe";
+
 mod host;
 mod kvm;
 mod lab;
@@ -16,6 +19,7 @@ use std::io::Write;
 use std::path::Path;
 
 use super::config::{Config, Kernel};
+use super::guest::Guest;
 
 pub use report::{Item, Report, State};
 
@@ -28,6 +32,9 @@ pub fn look_at_host(config: Option<&Config>, tandem: &Path) -> Report {
     kvm::look(&mut report, tandem, linux);
     host::look(&mut report, tandem);
     if let Some(config) = config {
+        if let Err(error) = Guest::suits(config) {
+            report.add(Item::fail("guest", error.to_string()));
+        }
         for net in &config.nets {
             report.add(host::configured_tap(net));
         }

@@ -18,7 +18,6 @@ pub(super) fn look(report: &mut Report, pair: &PairConfig, vm: VmId) {
             let cause =
                 std::error::Error::source(&error).map_or_else(String::new, |cause| format!(": {cause}"));
             Item::fail("pair key", format!("{error}{cause}"))
-                .remedy(format!("openssl rand -hex 32 > {0} && chmod 600 {0}", pair.key.display()))
         }
     });
     report.add(arbiter(&pair.arbiter, vm));

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::INTERNAL_PROBE;
+
 /// A probe that has not answered by then hangs: emulated guests answer within a second, software
 /// emulation of a whole host within a few.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -121,7 +123,7 @@ pub(super) fn ask(tandem: &Path, probe: Probe) -> Answer {
 
 fn ask_child(tandem: &Path, probe: Probe) -> io::Result<Answer> {
     let mut child = Command::new(tandem)
-        .args(["--quiet", "probe", probe.name()])
+        .args([INTERNAL_PROBE, probe.name()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

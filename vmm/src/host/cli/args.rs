@@ -192,15 +192,9 @@ Examples:
   tandem man | man -l -
   tandem man --dir /usr/local/share/man/man1")]
     Man {
-        /// Write tandem.1, tandem-run.1 and so on into this directory
+        /// Write tandem.1, tandem-run.1 and so on into this directory, which is made if it is missing
         #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
         dir: Option<PathBuf>,
-    },
-    /// One probe of `check`, in a process of its own that may hang or be killed
-    #[command(hide = true)]
-    Probe {
-        /// Which
-        name: String,
     },
 }
 

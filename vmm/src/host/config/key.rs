@@ -13,6 +13,15 @@ pub const KEY_LEN: usize = 32;
 /// Why the key file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
+    /// There is none.
+    #[error(
+        "there is no key file {file}; make one with: openssl rand -hex 32 > {file} && chmod 600 {file}, and copy it \
+         to the other host"
+    )]
+    Missing {
+        /// The file.
+        file: PathBuf,
+    },
     /// It cannot be read.
     #[error("cannot read the key file {file}")]
     Read {
@@ -44,7 +53,10 @@ pub enum KeyError {
 /// # Errors
 /// See [`KeyError`]; each says what to do.
 pub fn read_key(file: &Path) -> Result<Zeroizing<[u8; KEY_LEN]>, KeyError> {
-    let failed = |source| KeyError::Read { file: file.to_owned(), source };
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => KeyError::Missing { file: file.to_owned() },
+        _ => KeyError::Read { file: file.to_owned(), source },
+    };
     let mut opened = File::open(file).map_err(failed)?;
     let mode = opened.metadata().map_err(failed)?.permissions().mode() & 0o777;
     if mode & 0o027 != 0 {

@@ -1,6 +1,7 @@
 //! The client: what `tandem status` and `tandem failover` speak through.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,6 +22,9 @@ pub enum ClientError {
     /// A socket file without a listener.
     #[error("nobody listens on {0}: the tandem that made it has ended")]
     Stale(PathBuf),
+    /// Something else is there.
+    #[error("{0} is no control socket; give the path that [control] socket names in the config")]
+    Other(PathBuf),
     /// The socket cannot be used.
     #[error("cannot ask {path}")]
     Io {
@@ -47,6 +51,10 @@ pub enum ClientError {
     Refused(String),
 }
 
+fn is_socket(path: &Path) -> bool {
+    path.metadata().is_ok_and(|found| found.file_type().is_socket())
+}
+
 /// A connection to a running side.
 #[derive(Debug)]
 pub struct Client {
@@ -63,7 +71,8 @@ impl Client {
         let io_error = |source| ClientError::Io { path: path.to_owned(), source };
         let stream = UnixStream::connect(path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => ClientError::Absent(path.to_owned()),
-            io::ErrorKind::ConnectionRefused => ClientError::Stale(path.to_owned()),
+            io::ErrorKind::ConnectionRefused if is_socket(path) => ClientError::Stale(path.to_owned()),
+            io::ErrorKind::ConnectionRefused => ClientError::Other(path.to_owned()),
             _ => io_error(source),
         })?;
         stream.set_read_timeout(Some(PATIENCE)).map_err(io_error)?;

@@ -124,7 +124,8 @@ pub enum PairError {
     },
     /// The arbiter belongs to another VM.
     #[error(
-        "the arbiter {} belongs to VM id {found}, this one is {expected}; each VM needs its own",
+        "the arbiter {} belongs to VM id {found}, this one is {expected}; each VM needs its own: name another path and \
+         make it with `tandem arbiter init`",
         path.display()
     )]
     OtherVm {
@@ -147,6 +148,17 @@ pub enum PairError {
     /// The log channel was lost while the log began.
     #[error(transparent)]
     Loss(#[from] Loss),
+    /// An address of `[pair]` cannot be taken.
+    #[error("cannot use {address}, which is [pair] {key}{}", address_hint(source))]
+    Address {
+        /// The address and port.
+        address: SocketAddr,
+        /// Which key of the config names it.
+        key: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel has no thread, timer, socket or descriptor left.
     #[error("cannot {doing}")]
     Host {
@@ -159,6 +171,16 @@ pub enum PairError {
     /// The operator ended it before the peer came.
     #[error("stopped before the peer came")]
     Cancelled,
+}
+
+/// What is most likely wrong with an address that cannot be taken.
+fn address_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrNotAvailable => ": it is not an address of this host",
+        io::ErrorKind::AddrInUse => ": another process has it; does a side run here already?",
+        io::ErrorKind::PermissionDenied => ": ports below 1024 need more rights",
+        _ => "",
+    }
 }
 
 /// An error of the host, by what was tried.

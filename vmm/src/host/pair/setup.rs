@@ -228,7 +228,7 @@ pub fn backup(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairErr
     let parts = parts(config, pair, ArbiterSide::Backup)?;
     let exits = exits(config)?;
     let wiring = wiring()?;
-    let listener = TcpListener::bind(pair.listen).map_err(host("listen on [pair] listen"))?;
+    let listener = TcpListener::bind(pair.listen).map_err(address(pair.listen, "listen"))?;
 
     let board = board(config, pair.primary, &wiring, &parts.timing);
     let _server = serve(config, &board)?;
@@ -287,12 +287,16 @@ pub fn backup(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairErr
 }
 
 fn open_beacon(pair: &PairConfig, side: ChannelSide, parts: &Parts) -> Result<Beacon, PairError> {
-    let (own, peer) = match side {
-        ChannelSide::Primary => (pair.primary, pair.listen),
-        ChannelSide::Backup => (pair.listen, pair.primary),
+    let (own, key, peer) = match side {
+        ChannelSide::Primary => (pair.primary, "primary", pair.listen),
+        ChannelSide::Backup => (pair.listen, "listen", pair.primary),
     };
-    Beacon::open(own, peer, side, parts.identity.short(), &parts.key)
-        .map_err(host("open the heartbeats' socket"))
+    Beacon::open(own, peer, side, parts.identity.short(), &parts.key).map_err(address(own, key))
+}
+
+/// An error of an address of `[pair]`.
+fn address(address: SocketAddr, key: &'static str) -> impl Fn(std::io::Error) -> PairError {
+    move |source| PairError::Address { address, key, source }
 }
 
 /// The primary claims its generation before it starts the guest.
@@ -325,6 +329,7 @@ fn open_generation(side: &mut Side, actions: Actions, claims: &Claims) -> Action
 
 /// Opens the log channel to the backup, once it is there.
 fn connect(pair: &PairConfig, parts: &Parts, shutdown: &Shutdown) -> Result<PrimaryEnds, PairError> {
+    let mut told = String::new();
     loop {
         if shutdown.requested() {
             return Err(PairError::Cancelled);
@@ -336,11 +341,21 @@ fn connect(pair: &PairConfig, parts: &Parts, shutdown: &Shutdown) -> Result<Prim
                     .map_err(|source| PairError::Channel { peer: pair.listen, source });
             }
             Err(error) => {
-                tracing::debug!(%error, "the backup is not there yet");
+                let why = chain(&error);
+                if why != told {
+                    tracing::info!(backup = %pair.listen, why, "the backup is not there yet; trying on");
+                    told = why;
+                }
                 let _ = shutdown.wait(RETRY);
             }
         }
     }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Opens the log channel to the first primary that comes and is the right one.
