@@ -1,7 +1,7 @@
 //! `tandem-bench`: the figures that Tandem is measured by, each as a ratio within one run where
 //! possible, each ending with one line of JSON.
 
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use clap::{Parser, Subcommand};
 
