@@ -15,6 +15,7 @@ use tandem_tests::bed::{Bed, CORES, Program};
 use tandem_tests::config::{Guest, Pace, Spec};
 use tandem_tests::lab::{self, BACKUP, Host};
 use tandem_tests::redis_benchmark::{self, Figure, Figures, Load};
+use tandem_vmm::host::control::OutputStage;
 use tandem_vmm::host::shutdown::Shutdown;
 
 use crate::pin;
@@ -68,6 +69,8 @@ struct Report {
     loads: Vec<Compared>,
     output_delay_us_p50: f64,
     output_delay_us_p99: f64,
+    /// The way of an output stage by stage, in the last turn.
+    output_stages: Vec<OutputStage>,
     forced_stops: u64,
     /// The most that a side takes beside the guest's RAM, after the load.
     memory_mib: f64,
@@ -89,6 +92,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut bed = Bed::new("bench", Program::tandem()?, spec, Shutdown::on_signals()?)?;
     let mut turns = LOADS.map(|_| Turns::default());
     let (mut pings, mut delays) = (Vec::new(), Vec::new());
+    let mut output_stages = Vec::new();
     let (mut forced_stops, mut memory) = (0, 0.0f64);
     for turn in 1..=args.turns {
         eprintln!("turn {turn} of {}", args.turns);
@@ -105,6 +109,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let status = pair.primary.status()?;
         let delay = status.output_delay.context("no output was held")?;
         delays.push((delay.p50_us, delay.p99_us));
+        output_stages = delay.stages;
         forced_stops += status.forced_stops;
         for side in [&pair.primary, &pair.backup] {
             memory = memory.max(memory_beside_the_guest(side.process.pid())?);
@@ -122,6 +127,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         pingpong_us,
         output_delay_us_p50: median(delays.iter().map(|delay| delay.0).collect()),
         output_delay_us_p99: median(delays.iter().map(|delay| delay.1).collect()),
+        output_stages,
         forced_stops,
         memory_mib: memory,
         missed: [("throughput", fast), ("latency", prompt), ("memory", small)]
@@ -150,9 +156,12 @@ fn tell(report: &Report) -> Result<()> {
     }
     println!("targets                                        0.90       0.90                       1.3");
     println!(
-        "outputs were held {:.0} us (p50), {:.0} us (p99), batches of packets included; {} forced stops",
+        "outputs were held for the log {:.0} us (p50), {:.0} us (p99); {} forced stops",
         report.output_delay_us_p50, report.output_delay_us_p99, report.forced_stops
     );
+    for stage in &report.output_stages {
+        println!("   {:<10} {:>5.0} us (p50) {:>5.0} us (p99)", stage.name, stage.p50_us, stage.p99_us);
+    }
     println!("memory of a side beside the guest's RAM: {:.1} MiB (target {MEMORY})", report.memory_mib);
     println!("{}", serde_json::to_string(report)?);
     Ok(())

@@ -62,7 +62,7 @@ pub(super) fn cost(bed: &mut Bed, say: &mut Story<'_>) -> anyhow::Result<(Cost, 
         let (after, took) = (pair.primary.status()?, began.elapsed());
         tell(say, "protected", rates)?;
         cost.pair.push(rates);
-        cost.output_delay_us_p50 = after.output_delay.map(|delay| delay.p50_us);
+        cost.output_delay_us_p50 = after.output_delay.as_ref().map(|delay| delay.p50_us);
         cost.log_mbit_s =
             log_bytes(&after).saturating_sub(log_bytes(&before)) as f64 * 8e-6 / took.as_secs_f64();
         last = Some(pair);

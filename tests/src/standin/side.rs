@@ -123,7 +123,8 @@ impl Side {
         if role == Role::Live {
             status.generation = NEXT_GENERATION;
         }
-        status.output_delay = Some(OutputDelay { count: 1, p50_us: 1.0, p99_us: 1.0, max_us: 1.0 });
+        status.output_delay =
+            Some(OutputDelay { count: 1, p50_us: 1.0, p99_us: 1.0, max_us: 1.0, stages: Vec::new() });
     }
 
     fn live(mut self) -> anyhow::Result<u8> {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use client::{Client, ClientError};
 pub use pretty::Pretty;
 pub use server::{ServeError, Server};
-pub use status::{Digest, Lag, LogKind, OutputDelay, Peer, Role, Status};
+pub use status::{Digest, Lag, LogKind, OutputDelay, OutputStage, Peer, Role, Status};
 
 /// Longest request line in bytes, end of line included.
 pub const LONGEST_REQUEST: usize = 4_096;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::status::{Lag, LogKind, OutputDelay, Peer, Status};
+use super::status::{Lag, LogKind, OutputDelay, OutputStage, Peer, Status};
 
 /// Prints a status as a short table, one fact a line.
 #[derive(Clone, Copy, Debug)]
@@ -31,13 +31,16 @@ impl fmt::Display for Pretty<'_> {
         if let Some(Lag { ms, entries }) = status.lag {
             line("lag", format_args!("{ms:.1} ms, {entries} entries"))?;
         }
-        if let Some(OutputDelay { count, p50_us, p99_us, max_us }) = status.output_delay {
+        if let Some(OutputDelay { count, p50_us, p99_us, max_us, stages }) = &status.output_delay {
             line(
                 "output delay",
                 format_args!(
                     "p50 {p50_us:.0} µs, p99 {p99_us:.0} µs, max {max_us:.0} µs, of {count} outputs"
                 ),
             )?;
+            for OutputStage { name, p50_us, p99_us } in stages {
+                line("", format_args!("{name:<12} p50 {p50_us:>6.0} µs, p99 {p99_us:>6.0} µs"))?;
+            }
             line("held outputs", format_args!("{}", status.held_outputs))?;
         }
         line("forced stops", format_args!("{}", status.forced_stops))?;
@@ -106,7 +109,13 @@ mod tests {
             tsc: "hidden".into(),
             lag: Some(Lag { ms: 1.25, entries: 17 }),
             log: vec![LogKind { kind: "packet".into(), entries: 10, bytes: 1_000, bytes_per_s: 125_000.0 }],
-            output_delay: Some(OutputDelay { count: 9, p50_us: 31.0, p99_us: 90.4, max_us: 1_000.0 }),
+            output_delay: Some(OutputDelay {
+                count: 9,
+                p50_us: 31.0,
+                p99_us: 90.4,
+                max_us: 1_000.0,
+                stages: vec![OutputStage { name: "wire".into(), p50_us: 30.0, p99_us: 85.0 }],
+            }),
             held_outputs: 2,
             forced_stops: 5,
             exits: [("mmio".to_owned(), 9), ("hlt".to_owned(), 11)].into(),
@@ -121,6 +130,7 @@ demo: primary (protected)
   tsc            hidden
   lag            1.2 ms, 17 entries
   output delay   p50 31 µs, p99 90 µs, max 1000 µs, of 9 outputs
+                 wire         p50     30 µs, p99     85 µs
   held outputs   2
   forced stops   5
   digest         0000000000000abc at exit 20

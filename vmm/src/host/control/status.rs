@@ -120,7 +120,7 @@ pub struct LogKind {
 }
 
 /// The distribution of waits at the output gate, in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OutputDelay {
     /// Outputs counted.
@@ -131,6 +131,21 @@ pub struct OutputDelay {
     pub p99_us: f64,
     /// The longest.
     pub max_us: f64,
+    /// The whole way of an output, from the guest's kick until it has left, stage by stage.
+    pub stages: Vec<OutputStage>,
+}
+
+/// A stage of an output's way: "capture" (the exit is emulated), "flush" (until its log is sent), "wire" (what is left
+/// of the round trip), "release" (until it has left, those before it included). In microseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OutputStage {
+    /// Its name.
+    pub name: String,
+    /// Half of all outputs took at most this long.
+    pub p50_us: f64,
+    /// 99 of 100 took at most this long.
+    pub p99_us: f64,
 }
 
 /// A digest of deterministic exits up to a position: equal on both sides, or they have diverged.

@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
-use hdrhistogram::Histogram;
 use tandem_logchan::ring::{self, Consumer, Producer};
 
+use super::delay::Delays;
+use super::side::now;
 use crate::host::io::disk::Disks;
 use crate::host::io::terminal::Terminal;
 use crate::host::run::open_outputs::report;
@@ -16,7 +17,7 @@ use crate::machine::output::{DiskOp, DiskRequest, Notice};
 use crate::role::Moment;
 
 /// Bytes before each output's payload in the ring.
-const HEADER: usize = 40;
+const HEADER: usize = 48;
 
 /// Bytes of packets that may wait; beyond that they are lost, as in any network card.
 const PACKET_ROOM: usize = 8 << 20;
@@ -38,6 +39,8 @@ pub(super) struct GateSender {
     ring: Producer,
     /// Terminal bytes that wait for company.
     typed: Vec<u8>,
+    /// When the guest kicked off what is being put out.
+    kick: Moment,
     /// Packets lost for want of room.
     lost: u64,
 }
@@ -55,6 +58,8 @@ pub(super) struct Held<'a> {
     pub(super) sequence: u64,
     /// When it was made.
     pub(super) made: Moment,
+    /// When the guest kicked it off.
+    kick: Moment,
     kind: u8,
     device: u8,
     tag: u64,
@@ -66,7 +71,10 @@ pub(super) struct Held<'a> {
 /// A gate for a machine with so many disks.
 pub(super) fn gate(disks: usize) -> (GateSender, GateReceiver) {
     let (producer, consumer) = ring::ring(2 * PACKET_ROOM + disks * DISK_ROOM);
-    (GateSender { ring: producer, typed: Vec::with_capacity(4096), lost: 0 }, GateReceiver { ring: consumer })
+    (
+        GateSender { ring: producer, typed: Vec::with_capacity(4096), kick: Moment::from_nanos(0), lost: 0 },
+        GateReceiver { ring: consumer },
+    )
 }
 
 impl GateSender {
@@ -80,8 +88,14 @@ impl GateSender {
         slot[16..24].copy_from_slice(&wait.1.as_nanos().to_le_bytes());
         slot[24..32].copy_from_slice(&place.0.to_le_bytes());
         slot[32..40].copy_from_slice(&place.1.to_le_bytes());
+        slot[40..48].copy_from_slice(&self.kick.as_nanos().to_le_bytes());
         slot[HEADER..].copy_from_slice(data);
         self.ring.commit(HEADER + data.len())
+    }
+
+    /// The guest kicks off outputs now.
+    pub(super) const fn kicked(&mut self, kick: Moment) {
+        self.kick = kick;
     }
 
     /// A packet that waits for log frame `sequence`.
@@ -149,6 +163,7 @@ impl GateReceiver {
             len: word(0).to_le_bytes()[4..].iter().rev().fold(0u32, |w, b| w << 8 | u32::from(*b)),
             sequence: word(8),
             made: Moment::from_nanos(word(16)),
+            kick: Moment::from_nanos(word(40)),
             tag: word(24),
             offset: word(32),
             data,
@@ -169,13 +184,13 @@ pub(super) struct Exits {
     /// None on a backup.
     pub(super) disks: Option<Disks>,
     pub(super) terminal: Terminal,
-    /// From an output's making to its leaving, in nanoseconds.
-    pub(super) delay: Histogram<u64>,
+    /// Where the outputs' time goes.
+    pub(super) delays: Delays,
 }
 
 impl Exits {
     /// Lets one output out.
-    pub(super) fn send(&mut self, held: &Held<'_>, now: Moment) {
+    pub(super) fn send(&mut self, held: &Held<'_>) {
         let request = |op| DiskRequest { disk: held.device, tag: held.tag, op };
         match held.kind {
             kind::PACKET => {
@@ -190,7 +205,7 @@ impl Exits {
             kind::WRITE => self.issue(&request(DiskOp::Write { offset: held.offset, data: held.data })),
             _ => self.issue(&request(DiskOp::Flush)),
         }
-        self.delay.saturating_record(now.since(held.made));
+        self.delays.left(held.sequence, held.kick, held.made, now());
     }
 
     /// Issues a disk request.

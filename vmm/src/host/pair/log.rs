@@ -144,6 +144,7 @@ impl Log for PairLog {
 
     fn wait_for_next(&mut self, next: bool) {
         self.next = next;
+        self.gate.kicked(side::now());
     }
 
     fn made_outputs(&mut self) -> bool {

@@ -14,6 +14,9 @@
 /// Asking the arbiter, on a thread of its own.
 mod claims;
 
+/// Where an output's time goes.
+mod delay;
+
 /// Heartbeats by datagram.
 mod beacon;
 

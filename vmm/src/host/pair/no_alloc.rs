@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use kvm_ioctls::Kvm;
 use tandem_logchan::ack::AckState;
 use tandem_logchan::backup::{LogReader, LogReceiver, Next, pair};
@@ -16,6 +15,7 @@ use tandem_logchan::primary::{AckReceiver, LogSender};
 use tandem_logchan::transport::inproc::{InprocDuplex, InprocReceive, link};
 
 use super::PairError;
+use super::delay::Delays;
 use super::gated::{Exits, GateReceiver, gate};
 use super::log::PairLog;
 use super::shared::Shared;
@@ -125,12 +125,12 @@ fn primary() -> (PairLog, HostInputs, InputSource, Beyond) {
     backup.on(now(), Event::Welcomed { generation: 1 });
 
     let terminal = Terminal::new(Some(Box::new(std::io::sink())));
-    let delay = Histogram::new_with_max(60_000_000_000, 3).unwrap();
+    let delays = Delays::new().unwrap();
     let beyond = Beyond {
         side,
         bound: None,
         gate,
-        exits: Exits { taps: Vec::new(), disks: None, terminal, delay },
+        exits: Exits { taps: Vec::new(), disks: None, terminal, delays },
         acks: AckReceiver::new(link.receive, 1, state),
         backup,
         receiver,
@@ -180,7 +180,7 @@ impl Beyond {
             if self.side.releasable(now) <= number {
                 return;
             }
-            self.exits.send(&held, now);
+            self.exits.send(&held);
             self.gate.take();
             self.side.released(number + 1);
             self.bound = None;

@@ -7,7 +7,6 @@ use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
 use kvm_ioctls::Kvm;
 use tandem_arbiter::{Side as ArbiterSide, Token};
 use tandem_logchan::channel::{self, BackupEnds, OpenError, PrimaryEnds};
@@ -18,6 +17,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::beacon::Beacon;
 use super::claims::Claims;
+use super::delay::Delays;
 use super::follow::{Following, follow};
 use super::gated::{Exits, gate};
 use super::lead::{Leader, lead};
@@ -144,8 +144,7 @@ fn exits(config: &Config) -> Result<Exits, PairError> {
         disks: None,
         terminal: Terminal::open(&config.serial.output).map_err(host("open the serial line's output"))?,
         // Up to a minute; longer waits count as that.
-        delay: Histogram::new_with_max(60_000_000_000, 3)
-            .map_err(|_| host("make a histogram")(std::io::ErrorKind::Other.into()))?,
+        delays: Delays::new().map_err(|_| host("make a histogram")(std::io::ErrorKind::Other.into()))?,
     })
 }
 

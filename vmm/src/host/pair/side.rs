@@ -196,7 +196,7 @@ impl Loop {
             Channel::Acks(receiver) => match receiver.poll(Some(patience), || now().as_nanos()) {
                 Ok(heard) => {
                     if let Some(ack) = heard.ack {
-                        self.take_ack(&ack);
+                        self.take_ack(&ack, !patience.is_zero());
                     }
                     Ok(readable || heard.watched)
                 }
@@ -238,7 +238,8 @@ impl Loop {
         Ok(any)
     }
 
-    fn take_ack(&mut self, ack: &tandem_logchan::ack::Ack) {
+    /// `waited`: this thread was waiting for it.
+    fn take_ack(&mut self, ack: &tandem_logchan::ack::Ack, waited: bool) {
         // The protocol must have heard that it was sent.
         self.take_sent();
         let now = now();
@@ -251,6 +252,8 @@ impl Loop {
         }
         let lag = self.marks.front().map_or(0, |(_, sent)| now.since(*sent));
         self.s.board.lag(lag);
+        let sent = Moment::from_nanos(ack.echo);
+        self.s.exits.delays.acknowledged(ack.received, sent, waited.then_some(now));
         let ack = Ack {
             generation: self.s.generation,
             received: ack.received,
@@ -388,7 +391,7 @@ impl Loop {
             if self.s.side.releasable(now) <= number {
                 return;
             }
-            self.s.exits.send(&held, now);
+            self.s.exits.send(&held);
             self.s.gate.take();
             self.s.side.released(number + 1);
             self.bound = None;

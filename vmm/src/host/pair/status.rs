@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::shared::{Shared, lock};
 use super::side::{Channel, SideThread, now};
-use crate::host::control::{Digest, Lag, LogKind, OutputDelay, Peer, Role, Status, StatusSource};
+use crate::host::control::{Digest, Lag, LogKind, Peer, Role, Status, StatusSource};
 use crate::replay::batch::Kind;
 use crate::role::Moment;
 use crate::role::side::State;
@@ -149,13 +149,7 @@ impl Board {
                 bytes_per_s: own.rates[kind.index()],
             })
             .collect();
-        let delay = &side.exits.delay;
-        status.output_delay = (!delay.is_empty()).then(|| OutputDelay {
-            count: delay.len(),
-            p50_us: delay.value_at_quantile(0.5) as f64 / 1e3,
-            p99_us: delay.value_at_quantile(0.99) as f64 / 1e3,
-            max_us: delay.max() as f64 / 1e3,
-        });
+        status.output_delay = side.exits.delays.told();
         status.held_outputs = side.side.gate().held();
     }
 
