@@ -4,10 +4,11 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
+#[path = "common/counting.rs"]
+mod counting;
 
 use common::{Batch, Boxed, batch, in_process, in_process_sealed, over_sealed_tcp, over_tcp};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+use counting::allocations;
 use std::time::Duration;
 use tandem_logchan::backup::Next;
 use tandem_logchan::codec::access;
@@ -16,53 +17,6 @@ use tandem_logchan::handshake::{PreSharedKey, Side};
 use tandem_logchan::heartbeat::{Heartbeat, HeartbeatKey};
 use tandem_logchan::progress::Executed;
 use tandem_logchan::transport::tcp::TcpConfig;
-
-/// Counts what the calling thread allocates.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-fn count() {
-    // A thread that is being taken down has no counter any more, and is not measured.
-    let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-}
-
-// SAFETY: everything is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, len: usize) -> *mut u8 {
-        count();
-        // SAFETY: as the caller promises.
-        unsafe { System.realloc(memory, layout, len) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(memory, layout) };
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn allocations(work: impl FnOnce()) -> u64 {
-    let before = ALLOCATIONS.get();
-    work();
-    ALLOCATIONS.get() - before
-}
-
-#[test]
-fn the_counter_counts() {
-    assert_eq!(allocations(|| drop(std::hint::black_box(Box::new(7)))), 1);
-    assert_eq!(allocations(|| ()), 0);
-}
 
 /// One round of the whole path on one thread, for each of the batches.
 fn rounds(ends: &mut Boxed, batches: &[Batch], rounds: u64) {
@@ -101,7 +55,7 @@ fn append_flush_receive_replay_and_ack_allocate_nothing() {
         ("encrypted TCP", over_sealed_tcp()),
     ] {
         rounds(&mut ends, &batches, 20);
-        let allocated = allocations(|| rounds(&mut ends, &batches, 50));
+        let ((), allocated) = allocations(|| rounds(&mut ends, &batches, 50));
         assert_eq!(allocated, 0, "{name}");
     }
 }
@@ -120,7 +74,7 @@ fn heartbeats_allocate_nothing() {
         stamp: 1,
         echo: 0,
     };
-    let allocated = allocations(|| {
+    let ((), allocated) = allocations(|| {
         let datagram = beat.encode(&key);
         assert_eq!(Heartbeat::decode(&datagram, &key), Ok(beat));
     });

@@ -10,8 +10,8 @@ use anyhow::{Context, bail};
 use tandem_vmm::host::control::Role;
 use tandem_vmm::host::shutdown::Shutdown;
 
-use crate::config::{Files, Spec, run_directory};
-use crate::lab::{GUEST, Host, Lab};
+use crate::config::{Files, Guest, Pace, Spec, run_directory};
+use crate::lab::{self, GUEST, Host, Lab};
 use crate::process::Launch;
 use crate::side::Side;
 use crate::standin::{Misdeed, Room};
@@ -118,6 +118,36 @@ impl Pair {
 }
 
 impl Bed {
+    /// A bed for a test with the real `tandem` and the embedded guest; or none, after it has said why: this machine
+    /// cannot run it.
+    ///
+    /// # Errors
+    /// When it could, but the lab cannot be built.
+    #[allow(clippy::print_stdout, reason = "a test that is skipped says so")]
+    pub fn to_test(name: &str) -> anyhow::Result<Option<Self>> {
+        let kvm = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
+        let obstacle = kvm.err().map(|error| format!("/dev/kvm: {error}")).or_else(lab::obstacle);
+        let program = match (obstacle, Program::tandem()) {
+            (None, Ok(program)) => program,
+            (Some(obstacle), _) => {
+                println!("skipped: {obstacle}");
+                return Ok(None);
+            }
+            (None, Err(error)) => {
+                println!("skipped: {error:#}");
+                return Ok(None);
+            }
+        };
+        let spec = Spec { name: name.to_owned(), guest: Guest::Embedded, pace: Pace::BUSY };
+        Self::new("test", program, spec, Shutdown::new()?).map(Some)
+    }
+
+    /// The program that runs the VMs.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        self.program.path()
+    }
+
     /// Builds the lab.
     ///
     /// # Errors

@@ -1,36 +1,18 @@
 //! A pair of the embedded guest, and one fault in each test.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of it is test code")]
 
-use std::fs;
 use std::time::{Duration, Instant};
 
-use tandem_tests::bed::{Bed, Program};
+use tandem_tests::bed::Bed;
 use tandem_tests::client::{Client, Load};
-use tandem_tests::config::{Guest, Pace, Spec};
 use tandem_tests::lab;
 use tandem_tests::torture::fault::Kind;
 use tandem_tests::torture::tally::Summary;
 use tandem_tests::torture::{Plan, torture};
 use tandem_vmm::host::control::Role;
-use tandem_vmm::host::shutdown::Shutdown;
 
-/// A bed, or nothing and why.
 fn bed() -> Option<Bed> {
-    let kvm = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
-    let obstacle = kvm.err().map(|error| format!("/dev/kvm: {error}")).or_else(lab::obstacle);
-    let program = match (obstacle, Program::tandem()) {
-        (None, Ok(program)) => program,
-        (Some(obstacle), _) => {
-            println!("skipped: {obstacle}");
-            return None;
-        }
-        (None, Err(error)) => {
-            println!("skipped: {error:#}");
-            return None;
-        }
-    };
-    let spec = Spec { name: "failover".to_owned(), guest: Guest::Embedded, pace: Pace::BUSY };
-    Some(Bed::new("test", program, spec, Shutdown::new().unwrap()).unwrap())
+    Bed::to_test("failover").unwrap()
 }
 
 fn runs(kind: Kind, runs: u64) -> Option<Summary> {

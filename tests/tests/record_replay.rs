@@ -6,30 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use tandem_tests::bed::{Bed, Program};
+use tandem_tests::bed::Bed;
 use tandem_tests::client::{Client, Load};
-use tandem_tests::config::{Guest, Pace, Spec};
 use tandem_tests::lab;
-use tandem_vmm::host::shutdown::Shutdown;
 
-/// What runs, and a bed for it; or nothing and why.
+/// What runs, and a bed for it; or nothing.
 fn bed() -> Option<(PathBuf, Bed)> {
-    let kvm = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
-    let obstacle = kvm.err().map(|error| format!("/dev/kvm: {error}")).or_else(lab::obstacle);
-    let program = match (obstacle, Program::tandem()) {
-        (None, Ok(program)) => program,
-        (Some(obstacle), _) => {
-            println!("skipped: {obstacle}");
-            return None;
-        }
-        (None, Err(error)) => {
-            println!("skipped: {error:#}");
-            return None;
-        }
-    };
-    let spec = Spec { name: "replay".to_owned(), guest: Guest::Embedded, pace: Pace::BUSY };
-    let tandem = program.path().to_owned();
-    Some((tandem, Bed::new("test", program, spec, Shutdown::new().unwrap()).unwrap()))
+    let bed = Bed::to_test("replay").unwrap()?;
+    Some((bed.program().to_owned(), bed))
 }
 
 /// Records a few seconds of load.

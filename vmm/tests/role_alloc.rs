@@ -3,36 +3,15 @@
 
 #![allow(clippy::print_stdout, reason = "the time per round is worth seeing")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+#[path = "../../logchan/tests/common/counting.rs"]
+mod counting;
+
 use std::time::Instant;
 
+use counting::allocations;
 use tandem_vmm::role::action::Action;
 use tandem_vmm::role::event::{Batch, Verdict};
 use tandem_vmm::role::{Event, Moment, Side, Start, Timing};
-
-struct Counting;
-
-thread_local! {
-    static COUNT: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is passed on to the system allocator unchanged; the counter is a plain thread-local cell.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the memory came from `System.alloc` with this layout.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 fn pair(timing: Timing) -> (Side, Side) {
     let start = Start { generation: 1, claimed: Some(0), alone: false };
@@ -48,15 +27,23 @@ fn pair(timing: Timing) -> (Side, Side) {
 fn a_pair_at_work_allocates_nothing() {
     const ROUNDS: u64 = 100_000;
     let (mut primary, mut backup) = pair(Timing::default());
-    let before = COUNT.with(Cell::get);
-    let mut gone = 0;
     let start = Instant::now();
-    for sequence in 1..=ROUNDS {
+    let (gone, allocated) = allocations(|| rounds(&mut primary, &mut backup, ROUNDS));
+    let time = start.elapsed();
+    assert_eq!(allocated, 0, "allocations");
+    assert_eq!(gone, ROUNDS);
+    println!("{ROUNDS} rounds, {} ns each, both sides, no allocation", time.as_nanos() / u128::from(ROUNDS));
+}
+
+/// So many batches with an output each; the number of the last output that left.
+fn rounds(primary: &mut Side, backup: &mut Side, rounds: u64) -> u64 {
+    let mut gone = 0;
+    for sequence in 1..=rounds {
         // A batch with an output every 100 µs.
         let now = Moment::from_nanos(sequence * 100_000);
         primary.on(now, Event::Sent { sequence });
-        let number = primary.bind(sequence).unwrap();
-        let ack = backup.on_batch(now, &Batch { generation: 1, sequence, stamp: Some(now) }).unwrap();
+        let number = primary.bind(sequence).expect("room at the gate");
+        let ack = backup.on_batch(now, &Batch { generation: 1, sequence, stamp: Some(now) }).expect("an ack");
         assert!(primary.on_ack(now, &ack).is_none());
         gone = primary.releasable(now);
         assert_eq!(gone, number + 1);
@@ -73,8 +60,5 @@ fn a_pair_at_work_allocates_nothing() {
             }
         }
     }
-    let time = start.elapsed();
-    assert_eq!(COUNT.with(Cell::get), before, "allocations");
-    assert_eq!(gone, ROUNDS);
-    println!("{ROUNDS} rounds, {} ns each, both sides, no allocation", time.as_nanos() / u128::from(ROUNDS));
+    gone
 }

@@ -1,8 +1,9 @@
 //! The path exit → log → gate allocates nothing once it is warm: on the vCPU thread from an exit to the sent
 //! batch, on the side thread from an ack to the output that leaves.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+#[path = "../../../../logchan/tests/common/counting.rs"]
+mod counting;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +14,8 @@ use tandem_logchan::ack::AckState;
 use tandem_logchan::backup::{LogReader, LogReceiver, Next, pair};
 use tandem_logchan::primary::{AckReceiver, LogSender};
 use tandem_logchan::transport::inproc::{InprocDuplex, InprocReceive, link};
+
+use counting::allocations;
 
 use super::PairError;
 use super::delay::Delays;
@@ -35,59 +38,6 @@ use crate::replay::recorder::{Log, Pace, Recorder};
 use crate::replay::run::{Run, drive};
 use crate::role::event::{Ack, Batch, Verdict};
 use crate::role::{Event, Moment, Side, Start, Timing};
-
-/// Counts what the calling thread allocates.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-fn count() {
-    // A thread that is being taken down has no counter any more, and is not measured.
-    let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-}
-
-// SAFETY: everything is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, len: usize) -> *mut u8 {
-        count();
-        // SAFETY: as the caller promises.
-        unsafe { System.realloc(memory, layout, len) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(memory, layout) };
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn allocations<T>(work: impl FnOnce() -> T) -> (T, u64) {
-    let before = ALLOCATIONS.get();
-    let done = work();
-    (done, ALLOCATIONS.get() - before)
-}
-
-#[test]
-fn the_counter_counts() {
-    assert_eq!(allocations(|| drop(std::hint::black_box(Box::new(7)))).1, 1);
-    assert_eq!(allocations(|| ()).1, 0);
-}
 
 /// The other thread of a primary, and its backup: all that is between a batch sent and an output that leaves.
 struct Beyond {
