@@ -6,9 +6,9 @@
 //! lies between `p` and an output at `q`, the output is a function of what the backup already has, on one
 //! condition: a backup that goes live at `p` takes nothing of its own before it has come as far.
 //!
-//! - It promises that for the next [`STRETCH`] points, or until the guest idles, which only an input ends;
-//!   and not to force a stop for [`PATIENCE`] kicks.
-//! - The primary lets no output rely on more than [`STRETCH`] points, nor on a stretch in which the guest
+//! - It promises that for the next `STRETCH` points, or until the guest idles, which only an input ends;
+//!   and not to force a stop for `PATIENCE` kicks.
+//! - The primary lets no output rely on more than `STRETCH` points, nor on a stretch in which the guest
 //!   was kicked twice without an exit between.
 //!
 //! A reply then costs no longer the channel's round trip after the guest has computed it, but only what is
