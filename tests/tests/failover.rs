@@ -74,6 +74,22 @@ fn a_deliberate_switch_loses_nothing() {
 }
 
 #[test]
+fn a_switch_may_be_asked_of_the_backup() {
+    let _alone = lab::alone().unwrap();
+    let Some(mut bed) = bed() else { return };
+    let mut pair = bed.pair().unwrap();
+    let load = Load { patience: bed.patience(5.0), ..Load::new(bed.server(), 1) };
+    let client = Client::start(Some(bed.lab.client()), load).unwrap();
+    client.wait_for_replies(Instant::now(), bed.patience(5.0)).unwrap();
+    pair.backup.failover().unwrap();
+    pair.backup.wait_for_role(&[Role::Live], bed.patience(5.0)).unwrap();
+    let status = pair.primary.process.wait(bed.patience(5.0)).expect("the primary ends");
+    assert!(status.success(), "{}", pair.primary.process.last_words(10));
+    client.wait_for_replies(Instant::now(), bed.patience(5.0)).unwrap();
+    assert!(client.finish().unwrap().clean());
+}
+
+#[test]
 fn both_sides_tell_their_state() {
     let _alone = lab::alone().unwrap();
     let Some(mut bed) = bed() else { return };

@@ -157,7 +157,7 @@ Examples:
     Status(StatusArgs),
     /// Hand the VM over to the other side deliberately
     #[command(after_long_help = "\
-Ask the primary. The backup replays to the end of the log and goes live; the primary halts.
+Ask the primary, or the backup, which passes it on. The backup replays to the end of the log and goes live; the primary halts.
 
 Example:
   tandem failover /run/tandem/demo.sock")]
