@@ -11,7 +11,7 @@ pub use super::entry::{ArchivedEntry, DISK_FAILED, Entry};
 /// What the archive layout is; goes into the handshake. Change it whenever a type below changes.
 pub const SCHEMA: &str = "batch-1 {base:u64 horizon:u64 time:u64 digest:u64 entries:[time{at,ns} \
     time-long{at,lo,hi} packet{at,nic,start,len} disk{at,tag,start,len,tag_high,disk} serial{at,start,len} \
-    console{at,start,len} stop{at,start,len}] blob:[u8]} stop-image-1 vcpu-image-1";
+    console{at,start,len} stop{at,start,len}] blob:[u8]} stop-image-2 vcpu-image-1";
 
 /// A run of the log.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct Batch {
     pub base: u64,
     /// Every input up to and including this point is in the log with this batch. A backup may emulate
     /// the exit of this point, but not enter the guest behind it. Inputs of the point behind it may be in
-    /// the batch too: the recorder idles there, and more may follow.
+    /// the batch too: the recorder idles there, and more may follow. So may parts of a forced stop there.
     pub horizon: u64,
     /// Virtual time in nanoseconds before the first entry.
     pub time: u64,

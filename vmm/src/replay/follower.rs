@@ -3,6 +3,7 @@
 use rkyv::rancor::Error as RkyvError;
 use thiserror::Error;
 
+use crate::machine::memory::PAGE_SIZE;
 use crate::machine::output::Outputs;
 use crate::machine::time::VirtualTime;
 use crate::machine::vm::MachineError;
@@ -11,7 +12,7 @@ use super::batch::{ArchivedBatch, Traffic};
 use super::divergence::{Difference, Divergence};
 use super::player::{Event, LogError, Player};
 use super::run::{Driver, Flow, Phase, Run};
-use super::stop::{StopCounts, StopError, StopImage};
+use super::stop::{PART_PAGES, StopCounts, StopError, is_last, load};
 use super::trace::ExitRecord;
 
 /// Where batches come from: a file, or the channel's receiving ring.
@@ -72,6 +73,8 @@ pub struct Follower<B, O> {
     begun: bool,
     /// Whether the digest at the current batch's horizon was compared.
     compared: bool,
+    /// Parts of a forced stop whose last has not come yet. They count only together.
+    parts: Vec<Vec<u8>>,
     /// Forced stops applied.
     pub stops: StopCounts,
 }
@@ -102,6 +105,7 @@ where
             player: Player::new(run.point(), run.machine.now()),
             begun: false,
             compared: true,
+            parts: Vec::new(),
             stops: StopCounts::default(),
         }
     }
@@ -245,14 +249,21 @@ where
                 let batch = archived(self.batches.current());
                 match self.player.peek(batch)? {
                     Some((point, event)) if point == run.point() + 1 => {
-                        if let Event::ForcedStop(packed) = event {
-                            self.stops.packed_bytes += packed.len() as u64;
-                            let image = StopImage::unpack(packed)?;
-                            image.load(&mut run.machine, &mut self.stops)?;
+                        let Event::ForcedStop(packed) = event else { return Ok(Flow::Continue) };
+                        self.player.take(point, &event);
+                        if is_last(packed).ok_or(StopError::Damaged("no mark"))? {
+                            let parts = self.parts.iter().map(Vec::as_slice).chain([packed]);
+                            load(parts, &mut run.machine, &mut self.stops)?;
+                            self.parts.clear();
                             run.replace_entry();
-                            self.player.take(point, &event);
+                            return Ok(Flow::Continue);
                         }
-                        return Ok(Flow::Continue);
+                        let pages = run.machine.ram().size() / PAGE_SIZE as u64;
+                        if (self.parts.len() * PART_PAGES) as u64 >= pages {
+                            return Err(StopError::Damaged("more parts than there is memory").into());
+                        }
+                        self.parts.push(packed.to_vec());
+                        continue;
                     }
                     Some((point, _)) if point > run.point() => return Ok(Flow::Continue),
                     Some((point, _)) => {

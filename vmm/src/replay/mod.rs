@@ -39,5 +39,8 @@ pub mod run;
 /// Forced stops: the state that is shipped when the guest computes without an exit.
 pub mod stop;
 
+/// How often forced stops may be made.
+pub mod stop_pace;
+
 /// The record of every exit, for verification.
 pub mod trace;

@@ -3,6 +3,7 @@
 //! The same driver runs an unprotected machine: its log then takes nothing.
 
 use crate::machine::input::Input;
+use crate::machine::memory::PAGE_SIZE;
 use crate::machine::output::Outputs;
 use crate::machine::time::VirtualTime;
 
@@ -10,7 +11,8 @@ use super::batch::{Batch, Traffic};
 use super::builder::BatchBuilder;
 use super::output_commit::{self, Ahead, Debt};
 use super::run::{Driver, Flow, Phase, Run};
-use super::stop::{ResetPolicy, StopCounts, StopError, StopImage};
+use super::stop::{ResetPolicy, StopCounts, StopError, Stopped};
+use super::stop_pace::StopPace;
 use super::trace::ExitRecord;
 
 /// Where inputs come from. Implemented by the host: it has the clock and the threads.
@@ -104,6 +106,7 @@ pub struct Recorder<I, L> {
     builder: BatchBuilder,
     pace: Pace,
     resets: ResetPolicy,
+    stop_pace: StopPace,
     /// The point at which the guest was last interrupted, and the CPU time then.
     computing: (u64, u64),
     /// Host time of the last point, in nanoseconds.
@@ -138,6 +141,7 @@ where
             builder: BatchBuilder::new(run.point(), run.machine.now()),
             pace,
             resets: ResetPolicy::new(now),
+            stop_pace: StopPace::default(),
             computing: (u64::MAX, 0),
             last_point: now,
             unsent_since: None,
@@ -251,16 +255,22 @@ where
         Ok(())
     }
 
-    fn force_stop(&mut self, run: &mut Run, now: u64) -> Result<(), L::Error> {
+    fn force_stop(&mut self, run: &mut Run, now: u64, cpu: u64) -> Result<(), L::Error> {
+        self.stop_pace.begins(cpu);
         if self.log.enabled() {
-            let image = StopImage::capture(&mut run.machine)?;
-            let packed = image.pack()?;
-            self.builder.forced_stop(run.point() + 1, &packed);
+            let stopped = Stopped::capture(&mut run.machine)?;
             self.stops.stops += 1;
-            self.stops.pages += image.pages.len() as u64;
-            self.stops.raw_bytes += image.contents.len() as u64;
-            self.stops.packed_bytes += packed.len() as u64;
-            self.resets.stopped(now);
+            self.stops.pages += stopped.pages() as u64;
+            self.stops.raw_bytes += (stopped.pages() * PAGE_SIZE) as u64;
+            for part in 0..stopped.parts() {
+                let packed = stopped.pack(part, run.machine.ram())?;
+                self.stops.packed_bytes += packed.len() as u64;
+                self.builder.forced_stop(run.point() + 1, &packed);
+                if part + 1 < stopped.parts() && self.builder.must_seal(run.point()) {
+                    self.commit_at(run, run.point())?;
+                }
+            }
+            self.resets.stopped(now, self.stop_pace.cost());
         }
         run.replace_entry();
         Ok(())
@@ -359,19 +369,22 @@ where
         {
             self.commit(run)?;
         }
+        if self.stop_pace.is_open() {
+            let cpu = self.inputs.cpu_time();
+            self.stop_pace.ends(cpu);
+        }
         Ok(if self.inputs.leave() { Flow::Leave } else { Flow::Continue })
     }
 
     fn interrupted(&mut self, run: &mut Run) -> Result<Flow, L::Error> {
-        let now = self.inputs.now();
+        let (now, cpu) = (self.inputs.now(), self.inputs.cpu_time());
         if self.inputs.leave() {
             // The guest stands where no log can find it: make a point of it, and leave there.
-            self.force_stop(run, now.as_nanos())?;
+            self.force_stop(run, now.as_nanos(), cpu)?;
             return Ok(Flow::Continue);
         }
         // The host interrupts every half bound. The first time at a point only starts the clock, so
         // that two halves make the whole; a guest that was not run in between has not computed.
-        let cpu = self.inputs.cpu_time();
         let (point, since) = self.computing;
         if point != run.point() {
             self.computing = (run.point(), cpu);
@@ -387,8 +400,10 @@ where
         self.long = true;
         let computed = cpu.saturating_sub(since);
         let waits = self.inputs.pending() || run.machine.deadline().is_some_and(|deadline| deadline <= now);
-        if (waits && computed >= self.pace.bound / 4) || computed >= self.pace.bound * IDLE_BOUNDS {
-            self.force_stop(run, now.as_nanos())?;
+        let longest = self.pace.bound * IDLE_BOUNDS;
+        let long = (waits && computed >= self.pace.bound / 4) || computed >= longest;
+        if long && self.stop_pace.may_stop(cpu, longest) {
+            self.force_stop(run, now.as_nanos(), cpu)?;
         }
         Ok(Flow::Continue)
     }

@@ -4,6 +4,9 @@
 //! written since the backup's last known state; the backup, halted at the last exit, loads them. The
 //! page set is what KVM's dirty log has collected since its last reset, which lies at or before that
 //! exit: a superset of what is needed. `ResetPolicy` keeps it small.
+//!
+//! A guest that has written much is shipped in parts, each small enough for a frame of the log. They count
+//! only together: a backup whose log ends between two of them goes on from the exit before.
 
 use rkyv::rancor::Error as RkyvError;
 use rkyv::{Archive, Deserialize, Serialize};
@@ -13,20 +16,36 @@ use crate::machine::cpu::image::VcpuImage;
 use crate::machine::memory::{GuestRam, MemoryError, PAGE_SIZE};
 use crate::machine::vm::{Machine, MachineError};
 
-/// What a forced stop ships.
+/// Pages in one part of a forced stop: 1 MiB.
+pub const PART_PAGES: usize = 256;
+
+/// Largest unpacked part, in bytes.
+const PART_LIMIT: usize = PART_PAGES * PAGE_SIZE + (1 << 20);
+
+/// Before each packed part: whether another follows.
+mod mark {
+    pub(super) const LAST: u8 = 0;
+    pub(super) const MORE: u8 = 1;
+}
+
+/// What a forced stop ships, before it is packed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stopped {
+    vcpu: VcpuImage,
+    /// Numbers of the pages that were written.
+    pages: Vec<u64>,
+}
+
+/// One part of it, with the pages' contents.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub struct StopImage {
-    /// The vCPU.
+    /// The vCPU; empty in all parts but the last.
     pub vcpu: VcpuImage,
     /// Numbers of the pages that follow.
     pub pages: Vec<u64>,
     /// Their contents, one after the other.
     pub contents: Vec<u8>,
 }
-
-/// Largest unpacked image, in bytes: all of a machine's memory has to go through a state transfer
-/// instead.
-pub const IMAGE_LIMIT: usize = 256 << 20;
 
 /// A stop image that cannot be made or used.
 #[derive(Debug, Error)]
@@ -57,7 +76,7 @@ pub struct StopCounts {
     pub packed_bytes: u64,
 }
 
-impl StopImage {
+impl Stopped {
     /// Captures the machine, which stands between two instructions, with all pages dirtied since the
     /// last reset of the dirty log; resets the log.
     ///
@@ -65,34 +84,73 @@ impl StopImage {
     /// When KVM fails.
     pub fn capture(machine: &mut Machine) -> Result<Self, StopError> {
         let vcpu = machine.capture_vcpu()?;
-        let pages = machine.take_dirty_pages()?;
-        let mut contents = vec![0; pages.len() * PAGE_SIZE];
-        for (number, page) in pages.iter().zip(contents.as_chunks_mut::<PAGE_SIZE>().0) {
-            machine.ram().read_page(*number, page)?;
-        }
-        Ok(Self { vcpu, pages, contents })
+        Ok(Self { vcpu, pages: machine.take_dirty_pages()? })
     }
 
-    /// Packs the image (rkyv, then LZ4 with its length in front).
+    /// Pages that are shipped.
+    #[must_use]
+    pub const fn pages(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Parts that it is shipped in, at least one.
+    #[must_use]
+    pub const fn parts(&self) -> usize {
+        if self.pages.is_empty() { 1 } else { self.pages.len().div_ceil(PART_PAGES) }
+    }
+
+    /// Packs part `number`, of the machine's memory as it is.
     ///
     /// # Errors
-    /// When it is larger than [`IMAGE_LIMIT`].
-    pub fn pack(&self) -> Result<Vec<u8>, StopError> {
+    /// When memory cannot be read.
+    pub fn pack(&self, number: usize, ram: &GuestRam) -> Result<Vec<u8>, StopError> {
+        let last = number + 1 >= self.parts();
+        let pages = self.pages.chunks(PART_PAGES).nth(number).unwrap_or_default();
+        let mut contents = vec![0; pages.len() * PAGE_SIZE];
+        for (number, page) in pages.iter().zip(contents.as_chunks_mut::<PAGE_SIZE>().0) {
+            ram.read_page(*number, page)?;
+        }
+        let vcpu = if last { self.vcpu.clone() } else { VcpuImage::default() };
+        StopImage { vcpu, pages: pages.to_vec(), contents }.pack(last)
+    }
+}
+
+/// Whether a packed part is the last of its stop; `None` if it is no part.
+#[must_use]
+pub fn is_last(packed: &[u8]) -> Option<bool> {
+    match *packed.first()? {
+        mark::LAST => Some(true),
+        mark::MORE => Some(false),
+        _ => None,
+    }
+}
+
+impl StopImage {
+    /// Packs the image: a mark, then rkyv in LZ4 with its length in front.
+    fn pack(&self, last: bool) -> Result<Vec<u8>, StopError> {
         let bytes = rkyv::to_bytes::<RkyvError>(self).map_err(|_| StopError::Damaged("not archivable"))?;
-        if bytes.len() > IMAGE_LIMIT {
+        if bytes.len() > PART_LIMIT {
             return Err(StopError::Damaged("too many pages"));
         }
-        Ok(lz4_flex::compress_prepend_size(&bytes))
+        let mark = if last { mark::LAST } else { mark::MORE };
+        let mut packed = vec![0; 1 + 4 + lz4_flex::block::get_maximum_output_size(bytes.len())];
+        packed[0] = mark;
+        packed[1..5].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
+        let len = lz4_flex::block::compress_into(&bytes, &mut packed[5..])
+            .map_err(|_| StopError::Damaged("not compressible"))?;
+        packed.truncate(5 + len);
+        Ok(packed)
     }
 
-    /// Unpacks what [`StopImage::pack`] made.
+    /// Unpacks a part.
     ///
     /// # Errors
     /// When it is damaged.
     pub fn unpack(packed: &[u8]) -> Result<Self, StopError> {
+        let packed = packed.get(1..).unwrap_or_default();
         let claimed = packed.first_chunk::<4>().map_or(usize::MAX, |l| u32::from_le_bytes(*l) as usize);
         // No byte of LZ4 stands for more than 255: a damaged length does not cost memory.
-        if claimed > IMAGE_LIMIT.min(packed.len().saturating_mul(255)) {
+        if claimed > PART_LIMIT.min(packed.len().saturating_mul(255)) {
             return Err(StopError::Damaged("too large"));
         }
         let bytes = lz4_flex::decompress_size_prepended(packed).map_err(|_| StopError::Damaged("not LZ4"))?;
@@ -114,21 +172,10 @@ impl StopImage {
         Ok(image)
     }
 
-    /// Loads the image into a machine that stands at the exit before the stop.
+    /// Loads the pages into memory.
     ///
     /// # Errors
-    /// When a page lies outside memory or KVM refuses the registers.
-    pub fn load(&self, machine: &mut Machine, counts: &mut StopCounts) -> Result<(), StopError> {
-        self.load_pages(machine.ram(), counts)?;
-        machine.load_vcpu(&self.vcpu)?;
-        counts.stops += 1;
-        Ok(())
-    }
-
-    /// The part of [`StopImage::load`] that concerns memory.
-    ///
-    /// # Errors
-    /// When a page lies outside memory; those before it are loaded then.
+    /// When a page lies outside it.
     pub fn load_pages(&self, ram: &GuestRam, counts: &mut StopCounts) -> Result<(), StopError> {
         let mut old = [0; PAGE_SIZE];
         for (number, page) in self.pages.iter().zip(self.contents.as_chunks::<PAGE_SIZE>().0) {
@@ -143,6 +190,27 @@ impl StopImage {
         counts.raw_bytes += self.contents.len() as u64;
         Ok(())
     }
+}
+
+/// Loads a whole stop, all its parts in order, into a machine that stands at the exit before it.
+///
+/// # Errors
+/// When a part is damaged, a page lies outside memory, or KVM refuses the registers.
+pub fn load<'a>(
+    parts: impl IntoIterator<Item = &'a [u8]>,
+    machine: &mut Machine,
+    counts: &mut StopCounts,
+) -> Result<(), StopError> {
+    let mut vcpu = None;
+    for packed in parts {
+        let image = StopImage::unpack(packed)?;
+        image.load_pages(machine.ram(), counts)?;
+        counts.packed_bytes += packed.len() as u64;
+        vcpu = Some(image.vcpu);
+    }
+    machine.load_vcpu(&vcpu.ok_or(StopError::Damaged("no part"))?)?;
+    counts.stops += 1;
+    Ok(())
 }
 
 /// When to reset the dirty log at an exit, so that a forced stop ships few pages that the backup has
@@ -160,7 +228,7 @@ pub struct ResetPolicy {
 }
 
 impl ResetPolicy {
-    /// The interval right after a forced stop.
+    /// The interval right after a forced stop, where stops are quick.
     pub const SHORTEST: u64 = 1_000_000;
     /// The interval of a guest that is never stopped.
     pub const LONGEST: u64 = 128_000_000;
@@ -171,10 +239,11 @@ impl ResetPolicy {
         Self { last: now, interval: Self::LONGEST }
     }
 
-    /// A forced stop happened, which has reset the log.
-    pub const fn stopped(&mut self, now: u64) {
+    /// A forced stop happened, which has reset the log. Where stops take long (`cost`, in nanoseconds), the
+    /// next is as far away, and so may be the resets before it.
+    pub fn stopped(&mut self, now: u64, cost: u64) {
         self.last = now;
-        self.interval = Self::SHORTEST;
+        self.interval = cost.clamp(Self::SHORTEST, Self::LONGEST);
     }
 
     /// Whether to reset the log at an exit at `now`. Counts the reset as done.
@@ -196,10 +265,13 @@ mod tests {
     fn resets_are_frequent_after_a_stop_and_become_rare() {
         let mut policy = ResetPolicy::new(0);
         assert!(!policy.due(ResetPolicy::LONGEST - 1));
-        policy.stopped(0);
+        policy.stopped(0, 0);
         let resets: Vec<u64> = (0..1000).map(|ms| ms * 1_000_000).filter(|now| policy.due(*now)).collect();
         assert_eq!(resets[..4], [1_000_000, 3_000_000, 7_000_000, 15_000_000]);
         assert!(resets.len() < 20);
+        policy.stopped(0, 5_000_000);
+        let resets: Vec<u64> = (0..40).map(|ms| ms * 1_000_000).filter(|now| policy.due(*now)).collect();
+        assert_eq!(resets, [5_000_000, 15_000_000, 35_000_000]);
     }
 
     #[test]
@@ -209,15 +281,58 @@ mod tests {
             pages: vec![3, 9],
             contents: vec![7; 2 * PAGE_SIZE],
         };
-        let packed = image.pack().unwrap();
+        let packed = image.pack(true).unwrap();
         assert!(packed.len() < 400, "{}", packed.len());
+        assert_eq!(is_last(&packed), Some(true));
         assert_eq!(StopImage::unpack(&packed).unwrap(), image);
         assert!(StopImage::unpack(&packed[..packed.len() - 1]).is_err());
         assert!(StopImage::unpack(&[0xff; 40]).is_err());
-        let large = [&(IMAGE_LIMIT as u32).to_le_bytes(), &packed[4..]].concat();
+        let large = [&packed[..1], &(PART_LIMIT as u32).to_le_bytes(), &packed[5..]].concat();
         assert!(matches!(StopImage::unpack(&large), Err(StopError::Damaged("too large"))));
         assert!(StopImage::unpack(&[]).is_err());
+        assert_eq!((is_last(&[]), is_last(&[7])), (None, None));
         let odd = StopImage { pages: vec![1], ..StopImage::default() };
-        assert!(StopImage::unpack(&odd.pack().unwrap()).is_err());
+        assert!(StopImage::unpack(&odd.pack(true).unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_stop_with_many_pages_comes_in_parts_that_fit_a_frame() {
+        let ram = GuestRam::new(16 << 20).unwrap();
+        let vcpu = VcpuImage { regs: vec![1; 144], ..VcpuImage::default() };
+        let numbers: Vec<u64> = (256..256 + 2 * PART_PAGES as u64 + 5).collect();
+        let mut state = 1u64;
+        for &number in &numbers {
+            // Nothing that could be compressed.
+            let page = std::array::from_fn(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (state >> 56) as u8
+            });
+            ram.write_page(number, &page).unwrap();
+        }
+        let stopped = Stopped { vcpu, pages: numbers.clone() };
+        assert_eq!((stopped.parts(), stopped.pages()), (3, numbers.len()));
+        let copy = GuestRam::new(16 << 20).unwrap();
+        let mut counts = StopCounts::default();
+        let mut loaded = Vec::new();
+        for number in 0..stopped.parts() {
+            let packed = stopped.pack(number, &ram).unwrap();
+            assert!(packed.len() < 2 << 20, "{}", packed.len());
+            assert_eq!(is_last(&packed), Some(number == 2));
+            let part = StopImage::unpack(&packed).unwrap();
+            assert_eq!(part.vcpu == stopped.vcpu, number == 2);
+            part.load_pages(&copy, &mut counts).unwrap();
+            loaded.extend(part.pages);
+        }
+        assert_eq!(loaded, numbers);
+        assert_eq!((counts.pages, counts.already_there), (numbers.len() as u64, 0));
+        let (mut a, mut b) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
+        for &number in &numbers {
+            ram.read_page(number, &mut a).unwrap();
+            copy.read_page(number, &mut b).unwrap();
+            assert_eq!(a, b);
+        }
+        let nothing = Stopped::default();
+        assert_eq!(nothing.parts(), 1);
+        assert_eq!(is_last(&nothing.pack(0, &ram).unwrap()), Some(true));
     }
 }

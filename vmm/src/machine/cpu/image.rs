@@ -146,16 +146,19 @@ impl VcpuImage {
     }
 }
 
+/// KVM stops a batch at the first register that a CPU model lacks; which those are is the same on both sides
+/// (CPUID is part of the identity).
 fn capture_msrs(fd: &VcpuFd) -> Result<Vec<(u32, u64)>, ImageError> {
     let mut values = Vec::new();
-    // One at a time: KVM stops a batch at the first register that a CPU model lacks, and which those
-    // are is the same on both sides (CPUID is part of the identity).
-    for index in msr::saved() {
-        let mut request = Msrs::from_entries(&[kvm_msr_entry { index, ..Default::default() }])
-            .map_err(|_| ImageError::Msrs { taken: 0, wanted: 1, index })?;
-        if fd.get_msrs(&mut request).map_err(kvm("KVM_GET_MSRS"))? == 1 {
-            values.push((index, request.as_slice()[0].data));
-        }
+    let mut wanted: Vec<_> =
+        msr::saved().map(|index| kvm_msr_entry { index, ..Default::default() }).collect();
+    while let Some(first) = wanted.first() {
+        let refused = ImageError::Msrs { taken: 0, wanted: wanted.len(), index: first.index };
+        let mut request = Msrs::from_entries(&wanted).map_err(|_| refused)?;
+        let taken = fd.get_msrs(&mut request).map_err(kvm("KVM_GET_MSRS"))?.min(wanted.len());
+        values.extend(request.as_slice()[..taken].iter().map(|entry| (entry.index, entry.data)));
+        // What comes after the one that is lacking.
+        wanted.drain(..wanted.len().min(taken + 1));
     }
     Ok(values)
 }
