@@ -192,11 +192,8 @@ impl Log for PairLog {
                     self.wait_for_verdict();
                     return Ok(0);
                 }
-                Err(AppendError::Encode(error)) => {
-                    tracing::error!(%error, "a batch cannot be logged");
-                    self.wait_for_verdict();
-                    return Ok(0);
-                }
+                // The other side takes over from where the log ends.
+                Err(AppendError::Encode(source)) => return Err(PairError::Batch(source)),
             }
         }
     }

@@ -104,6 +104,9 @@ pub enum PairError {
     /// A forced stop failed.
     #[error(transparent)]
     Stop(#[from] StopError),
+    /// What happened cannot be said in the log.
+    #[error("a batch cannot be logged")]
+    Batch(#[source] tandem_logchan::codec::EncodeError),
     /// The log could not be followed.
     #[error(transparent)]
     Follow(#[from] FollowError<std::convert::Infallible>),
