@@ -42,15 +42,23 @@ pub struct Pace {
     pub missed: u64,
     /// Waits for processes and guests are so many times longer than on hardware.
     pub patience: u32,
+    /// The longest that the guest computes before it is stopped for an input, in milliseconds.
+    pub tick_bound_ms: u64,
 }
 
 impl Pace {
     /// A machine's own KVM: the defaults.
-    pub const NATIVE: Self = Self { heartbeat_ms: 10, missed: 5, patience: 1 };
+    pub const NATIVE: Self = Self { heartbeat_ms: 10, missed: 5, patience: 1, tick_bound_ms: 5 };
     /// A machine that does other things at the same time, such as running tests.
-    pub const BUSY: Self = Self { heartbeat_ms: 20, missed: 10, patience: 3 };
+    pub const BUSY: Self = Self { heartbeat_ms: 20, missed: 10, patience: 3, tick_bound_ms: 5 };
     /// KVM in QEMU's software emulation.
-    pub const EMULATED: Self = Self { heartbeat_ms: 100, missed: 10, patience: 20 };
+    pub const EMULATED: Self = Self { heartbeat_ms: 100, missed: 10, patience: 20, tick_bound_ms: 20 };
+
+    /// Whether its times say nothing about hardware.
+    #[must_use]
+    pub const fn is_emulated(&self) -> bool {
+        self.patience >= Self::EMULATED.patience
+    }
 }
 
 /// A VM and what it runs on.
@@ -113,6 +121,7 @@ impl Files {
 /// The text of a config.
 #[must_use]
 pub fn config_text(spec: &Spec) -> String {
+    let Pace { heartbeat_ms, missed, tick_bound_ms, .. } = spec.pace;
     let machine = match &spec.guest {
         Guest::Embedded => {
             format!("memory_mib = 64\nkernel = \"embedded\"\ncmdline = \"ip={GUEST_NETWORK}\"\n")
@@ -125,9 +134,8 @@ pub fn config_text(spec: &Spec) -> String {
         ),
     };
     let mac = GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
-    let Pace { heartbeat_ms, missed, .. } = spec.pace;
     format!(
-        "name = {:?}\n\n[machine]\n{machine}\n[[net]]\ntap = {TAP:?}\nmac = {mac:?}\n\n\
+        "name = {:?}\n\n[machine]\n{machine}tick_bound_ms = {tick_bound_ms}\n\n[[net]]\ntap = {TAP:?}\nmac = {mac:?}\n\n\
          [serial]\noutput = \"stdout\"\n\n\
          [pair]\nlisten = \"{BACKUP}:{PORT}\"\nprimary = \"{PRIMARY}:{PORT}\"\nkey = \"pair.key\"\n\
          arbiter = \"arbiter.img\"\nheartbeat_ms = {heartbeat_ms}\nmissed = {missed}\n",

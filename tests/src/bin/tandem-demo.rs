@@ -7,7 +7,7 @@ use anyhow::bail;
 use clap::{Parser, ValueEnum};
 use tandem_tests::bed::{Bed, Program};
 use tandem_tests::config::{Guest, Pace, Spec};
-use tandem_tests::demo::{Verdict, demo};
+use tandem_tests::demo::{Plan, Story, Verdict, demo};
 use tandem_tests::linux::{self, Place};
 use tandem_tests::{lab, redis_benchmark};
 use tandem_vmm::host::shutdown::Shutdown;
@@ -26,6 +26,9 @@ struct Args {
     /// What runs in the VM
     #[arg(long, value_enum, default_value_t = Which::Embedded)]
     guest: Which,
+    /// Only the failure, not what protection costs
+    #[arg(long)]
+    failover_only: bool,
     /// Show the stand-in, a pair without a VM
     #[arg(long, hide = true)]
     standin: bool,
@@ -42,10 +45,12 @@ enum Which {
 fn main() -> ExitCode {
     let args = Args::parse();
     let mut verdict = Verdict::new(if args.guest == Which::Linux { "linux" } else { "embedded" });
-    let mut out = io::stdout().lock();
-    if let Err(error) = run(&args, &mut out, &mut verdict) {
-        verdict.verdict = format!("{error:#}");
-        let _ = writeln!(out, "It did not work: {error:#}");
+    let mut out = io::stdout();
+    if let Err(error) = run(&args, &mut verdict) {
+        let why = format!("{error:#}");
+        let _ = writeln!(out, "It did not work: {why}");
+        // What a side said last is in there too, line by line.
+        verdict.verdict = why.lines().next().unwrap_or_default().to_owned();
     }
     let ok = verdict.verdict == "ok";
     let line = serde_json::to_string(&verdict).unwrap_or_default();
@@ -55,7 +60,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args, out: &mut dyn Write, verdict: &mut Verdict) -> anyhow::Result<()> {
+fn run(args: &Args, verdict: &mut Verdict) -> anyhow::Result<()> {
     if let Some(obstacle) = lab::obstacle() {
         bail!("no lab can be built here: {obstacle}");
     }
@@ -65,30 +70,27 @@ fn run(args: &Args, out: &mut dyn Write, verdict: &mut Verdict) -> anyhow::Resul
     let program = if args.standin { Program::stand_in(None)? } else { Program::tandem()? };
     let (guest, pace) = match args.guest {
         Which::Embedded => (Guest::Embedded, Pace::NATIVE),
-        Which::Linux => match linux::place(program.path())? {
-            Place::Here => (linux::guest()?, Pace::NATIVE),
-            Place::Emulated => (linux::guest()?, Pace::EMULATED),
-            Place::VirtmeNg => {
-                writeln!(
-                    out,
-                    "This machine's KVM does not run Linux guests (tandem check says why): the same inside"
-                )?;
-                writeln!(
-                    out,
-                    "virtme-ng, in software emulation. That takes minutes; its times are no figures."
-                )?;
-                out.flush()?;
-                return Err(linux::go_on_in_virtme_ng(program.path(), EMULATED_SECONDS));
+        Which::Linux => {
+            match linux::place(program.path())? {
+                Place::Here => (linux::guest()?, Pace::NATIVE),
+                Place::Emulated => (linux::guest()?, Pace::EMULATED),
+                Place::VirtmeNg => {
+                    let say = Story::new(io::stdout(), true);
+                    say.line("This machine's KVM does not run Linux guests (tandem check says why): the same inside")?;
+                    say.line("virtme-ng, in software emulation. That takes minutes. It boots first …")?;
+                    return Err(linux::go_on_in_virtme_ng(program.path(), EMULATED_SECONDS));
+                }
             }
-        },
+        }
     };
+    let say = Story::new(io::stdout(), pace.is_emulated());
     let spec = Spec { name: "demo".to_owned(), guest, pace };
     let mut bed = Bed::new("demo", program, spec, Shutdown::on_signals()?)?;
-    let shown = demo(&mut bed, out, verdict);
+    let shown = demo(&mut bed, Plan { cost: !args.failover_only }, &say, verdict);
     if shown.is_err() || verdict.verdict != "ok" {
         // Inside virtme-ng the files go away with the machine.
-        write!(out, "{}", bed.last_words(LAST_WORDS))?;
-        writeln!(out, "   logs: {}", bed.keep().display())?;
+        say.line(bed.last_words(LAST_WORDS).trim_end())?;
+        say.line(&format!("   logs: {}", bed.keep().display()))?;
     }
     shown
 }

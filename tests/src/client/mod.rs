@@ -6,6 +6,7 @@
 //! request every few milliseconds, answered or not, as users do; they notice first that somebody is there
 //! again.
 
+mod clock;
 mod connection;
 mod ledger;
 mod outage;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
+pub use clock::{ClockReport, ClockWatch};
 pub use ledger::{Kind, Ledger, Violation};
 pub use resp::{NotResp, Parser, Reply, request};
 
@@ -44,6 +46,8 @@ pub struct Load {
     pub patience: Duration,
     /// Pin the client to this core.
     pub core: Option<usize>,
+    /// Replies that were under way when a host died come in within this; nobody takes over as fast.
+    pub stragglers: Duration,
 }
 
 impl Load {
@@ -59,6 +63,7 @@ impl Load {
             seed,
             patience: Duration::from_secs(5),
             core: None,
+            stragglers: Duration::from_millis(10),
         }
     }
 }
@@ -80,6 +85,8 @@ pub struct Report {
     pub unreachable: Option<String>,
     /// When replies came.
     replies: Vec<Instant>,
+    /// As in [`Load`].
+    stragglers: Duration,
 }
 
 impl Report {
@@ -87,7 +94,7 @@ impl Report {
     /// `None` if none came.
     #[must_use]
     pub fn outage(&self, event: Instant) -> Option<Duration> {
-        outage::outage(&self.replies, event)
+        outage::outage(&self.replies, event, self.stragglers)
     }
 
     /// Everything acknowledged is there, and every reply was right.

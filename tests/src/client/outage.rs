@@ -2,24 +2,21 @@
 
 use std::time::{Duration, Instant};
 
-/// Replies that were under way at the event come in within this; nobody takes over as fast.
-const STRAGGLERS: Duration = Duration::from_millis(10);
-
 /// From `event` to the first reply that was not under way already: to the end of the longest silence
 /// among those that begin at the event or right after it. `None` if no reply ends it.
 ///
-/// `replies` in order of time.
-pub(super) fn outage(replies: &[Instant], event: Instant) -> Option<Duration> {
+/// `replies` in order of time. Replies that were under way at the event come in within `stragglers`.
+pub(super) fn outage(replies: &[Instant], event: Instant, stragglers: Duration) -> Option<Duration> {
     let after = &replies[replies.partition_point(|&at| at < event)..];
     let begins = std::iter::once(event).chain(after.iter().copied());
     begins
         .zip(after)
-        .take_while(|(begin, _)| begin.saturating_duration_since(event) <= STRAGGLERS)
+        .take_while(|(begin, _)| begin.saturating_duration_since(event) <= stragglers)
         .max_by_key(|(begin, end)| (end.saturating_duration_since(*begin), std::cmp::Reverse(*begin)))
         .map(|(_, end)| end.saturating_duration_since(event))
         .filter(|_| {
             // Only stragglers, and then nothing: nobody took over.
-            after.last().is_some_and(|last| last.saturating_duration_since(event) > STRAGGLERS)
+            after.last().is_some_and(|last| last.saturating_duration_since(event) > stragglers)
         })
 }
 
@@ -31,7 +28,7 @@ mod tests {
         let start = Instant::now();
         let at = |ms: &u64| start + Duration::from_millis(*ms);
         let replies: Vec<_> = replies_ms.iter().map(at).collect();
-        outage(&replies, at(&1000)).map(|outage| outage.as_millis() as u64)
+        outage(&replies, at(&1000), Duration::from_millis(10)).map(|outage| outage.as_millis() as u64)
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl<'a> Work<'a> {
             shared,
             connections: busy.chain(paced).collect(),
             random: Random::new(load.seed),
-            report: Report::default(),
+            report: Report { stragglers: load.stragglers, ..Report::default() },
         }
     }
 

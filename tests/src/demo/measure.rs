@@ -7,7 +7,6 @@ use tandem_vmm::host::control::Status;
 
 use super::story::Story;
 use crate::bed::{Bed, Pair};
-use crate::config::Pace;
 use crate::redis_benchmark::{Rates, run};
 
 /// Turns of each, on hardware.
@@ -38,28 +37,36 @@ impl Cost {
 }
 
 /// Measures. The pair of the last turn goes on running.
-pub(super) fn cost(bed: &mut Bed, say: &mut Story<'_>) -> anyhow::Result<(Cost, Pair)> {
+pub(super) fn cost(bed: &mut Bed, say: &Story) -> anyhow::Result<(Cost, Pair)> {
     let mut cost = Cost::default();
     let mut requests = None;
     let mut last = None;
-    let rounds = if bed.spec.pace.patience > Pace::BUSY.patience { FEW_ROUNDS } else { ROUNDS };
+    let rounds = if bed.spec.pace.is_emulated() { FEW_ROUNDS } else { ROUNDS };
     for _ in 0..rounds {
         // The pair of the turn before ends first.
         drop(last.take());
+        let step = say.step("the unprotected VM boots")?;
         let side = bed.alone().context("the unprotected VM")?;
+        drop(step);
+        let step = say.step("redis-benchmark against the unprotected VM")?;
         let requests = match requests {
             Some(requests) => requests,
             None => *requests.insert(calibrate(bed)?),
         };
         let rates = benchmark(bed, requests)?;
+        drop(step);
         tell(say, "unprotected", rates)?;
         cost.alone.push(rates);
         drop(side);
 
+        let step = say.step("the protected pair boots")?;
         let pair = bed.pair().context("the protected pair")?;
+        drop(step);
+        let step = say.step("redis-benchmark against the protected pair")?;
         let (before, began) = (pair.primary.status()?, Instant::now());
         let rates = benchmark(bed, requests)?;
         let (after, took) = (pair.primary.status()?, began.elapsed());
+        drop(step);
         tell(say, "protected", rates)?;
         cost.pair.push(rates);
         cost.output_delay_us_p50 = after.output_delay.as_ref().map(|delay| delay.p50_us);
@@ -70,7 +77,7 @@ pub(super) fn cost(bed: &mut Bed, say: &mut Story<'_>) -> anyhow::Result<(Cost, 
     Ok((cost, last.context("no turn was made")?))
 }
 
-fn tell(say: &mut Story<'_>, what: &str, rates: Rates) -> anyhow::Result<()> {
+fn tell(say: &Story, what: &str, rates: Rates) -> anyhow::Result<()> {
     say.line(&format!("   {what:<12} SET {:>8.0}/s   GET {:>8.0}/s", rates.set, rates.get))
 }
 
