@@ -79,6 +79,6 @@ endif
 test-loom: ## the channel's rings under loom
 	RUSTFLAGS="--cfg loom" $(CARGO) test --release --package tandem-logchan --test loom --target-dir target/loom
 
-test-linux: ## the test kernel and the Linux guest, under QEMU and virtme-ng
-	$(CARGO) build --release --package tandem-vmm
+test-linux: ## the Linux guest under QEMU and virtme-ng: record, replay, and a pair that loses its primary
+	$(CARGO) build --release --package tandem-vmm --package tandem-tests
 	tests/linux/check
