@@ -54,7 +54,7 @@ fn wire() -> Vec<u8> {
     let mut frames = FrameBuf::new();
     wire.extend_from_slice(frames.encode(&header(Kind::Batch, 2), builder.seal(4, 0x1234)).unwrap());
     builder.begin();
-    builder.forced_stop(5, &stop_image().pack().unwrap());
+    builder.forced_stop(5, &stop_image().pack(true).unwrap());
     builder.input(5, &time(9_000_000_000));
     builder.input(6, &Input::Console(b"x"));
     builder.input(7, &Input::DiskDone { disk: 0, tag: 1, status: DiskStatus::Ok, data: &[1; 512] });
@@ -82,7 +82,7 @@ fn seeds_are_of_todays_format() {
     check("log_wire/as-it-is", &seed(AS_IT_IS, &wire()));
     check("log_wire/to-repair", &seed(TO_REPAIR, &wire()));
     let image = stop_image();
-    check("stop_image/packed", &seed(0, &image.pack().unwrap()));
+    check("stop_image/packed", &seed(0, &image.pack(true).unwrap()));
     // Unpacked, and small enough that changes hit what matters.
     let small = StopImage { pages: Vec::new(), contents: Vec::new(), ..image };
     check("stop_image/archive", &seed(1, &rkyv::to_bytes::<Error>(&small).unwrap()));

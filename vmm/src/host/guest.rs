@@ -11,6 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::config::{Config, Kernel};
 use super::embedded;
 use super::io::disk::{self, DiskError};
+use super::paging;
 use crate::machine::board::DOORBELL_ADDRESS;
 use crate::machine::boot::SEED_LEN;
 use crate::machine::vm::{DiskConfig, MachineConfig, NicConfig};
@@ -180,6 +181,7 @@ impl Guest {
             seed: facts.seed,
             wall_clock: facts.wall_clock,
             dirty_log,
+            shadow_paging: paging::shadow(),
             doorbell: self.embedded,
         }
     }

@@ -14,6 +14,8 @@ pub mod embedded;
 pub mod guest;
 /// The host's side of the machine's devices.
 pub mod io;
+/// How KVM translates guest addresses here.
+pub mod paging;
 /// A protected pair: primary and backup.
 pub mod pair;
 /// Running ahead of ordinary threads.

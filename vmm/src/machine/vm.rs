@@ -1,9 +1,9 @@
 //! The machine as a whole: memory, vCPU and board.
 
 use kvm_bindings::{
-    KVM_CAP_X86_USER_SPACE_MSR, KVM_MEM_LOG_DIRTY_PAGES, KVM_MSR_EXIT_REASON_FILTER,
-    KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_cpuid_entry2, kvm_enable_cap, kvm_regs,
-    kvm_userspace_memory_region,
+    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_USER_SPACE_MSR, KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_cpuid_entry2,
+    kvm_enable_cap, kvm_regs, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use thiserror::Error;
@@ -14,6 +14,7 @@ use super::cpu::cpuid;
 use super::cpu::exit::Exit;
 use super::cpu::image::{ImageError, VcpuImage};
 use super::cpu::msr;
+use super::cpu::shadow;
 use super::cpu::vcpu::{Entered, Vcpu, VcpuError};
 use super::dirty::DirtyLog;
 use super::input::Input;
@@ -64,6 +65,8 @@ pub struct MachineConfig<'a> {
     pub wall_clock: u64,
     /// Whether KVM logs dirty pages, which forced stops need.
     pub dirty_log: bool,
+    /// Whether KVM keeps shadow page tables, which do not follow what is written into guest memory from outside.
+    pub shadow_paging: bool,
     /// Whether the machine has the embedded guest's doorbell page, at which the guest idles, and at which
     /// its network queues are served without notifications.
     pub doorbell: bool,
@@ -127,6 +130,7 @@ pub struct Machine {
     idle_read: Option<IdleRead>,
     cpuid: Vec<kvm_cpuid_entry2>,
     command_line: String,
+    shadow_paging: bool,
     ram: GuestRam,
 }
 
@@ -144,6 +148,7 @@ impl Machine {
         // Three pages that Intel CPUs need for real mode, out of the way of RAM and devices.
         vm.set_tss_address(0xfffb_d000).map_err(kvm("KVM_SET_TSS_ADDR"))?;
         filter_msrs(&vm)?;
+        keep_pending_exceptions(&vm)?;
         let ram = GuestRam::new(config.ram)?;
         for slot in ram.slots() {
             let region = kvm_userspace_memory_region {
@@ -170,7 +175,8 @@ impl Machine {
             seed: config.seed,
         };
         boot::load(ram.memory(), vcpu.fd(), &image)?;
-        Ok(Self { vcpu, vm, board, dirty: DirtyLog::new(&ram), idle_read: None, cpuid, command_line, ram })
+        let (dirty, shadow_paging) = (DirtyLog::new(&ram), config.shadow_paging);
+        Ok(Self { vcpu, vm, board, dirty, idle_read: None, cpuid, command_line, shadow_paging, ram })
     }
 
     /// What CPUID shows every guest on this host.
@@ -358,7 +364,10 @@ impl Machine {
     }
 
     /// Completes the last exit, so that the vCPU stands between two instructions.
-    fn settle(&mut self) -> Result<(), MachineError> {
+    ///
+    /// # Errors
+    /// When KVM fails, or the instruction has a further exit.
+    pub fn settle(&mut self) -> Result<(), MachineError> {
         if self.idle_read.is_some() {
             self.vcpu.answer_mmio([0; 8]);
         }
@@ -377,16 +386,24 @@ impl Machine {
         Ok(VcpuImage::capture(self.vcpu.fd())?)
     }
 
-    /// Loads the vCPU's state.
+    /// Loads the vCPU's state, after [`Machine::settle`]. Flushes the guest's TLB.
     ///
     /// # Errors
     /// When KVM refuses it.
     pub fn load_vcpu(&mut self, image: &VcpuImage) -> Result<(), MachineError> {
-        // An unfinished exit would write its answer over the loaded registers.
-        self.settle()?;
         image.load(self.vcpu.fd())?;
         // KVM refreshes what it says about interrupts only on the way out of KVM_RUN.
         self.settle()
+    }
+
+    /// Tells KVM that pages were written from outside that the guest may use as page tables.
+    ///
+    /// # Errors
+    /// When KVM refuses it.
+    pub fn pages_replaced(&mut self) -> Result<(), MachineError> {
+        let Some(slot) = self.ram.slots().next().filter(|_| self.shadow_paging) else { return Ok(()) };
+        // SAFETY: guest RAM is mapped as long as `ram` lives, and begins at a page.
+        unsafe { shadow::drop_shadow(&self.vm, slot.host_address) }.map_err(kvm("KVM_SET_USER_MEMORY_REGION"))
     }
 
     /// Numbers of the pages that the guest has written since the last call or reset, and resets the log.
@@ -446,6 +463,13 @@ impl Machine {
         }
         Ok(sums)
     }
+}
+
+/// Lets an exception that is not delivered yet be saved as such, with its fault address or DR6 bits: saved as half
+/// delivered, which is the default, it loses the RFLAGS.RF that its frame on the stack has.
+fn keep_pending_exceptions(vm: &VmFd) -> Result<(), MachineError> {
+    let cap = kvm_enable_cap { cap: KVM_CAP_EXCEPTION_PAYLOAD, args: [1, 0, 0, 0], ..Default::default() };
+    vm.enable_cap(&cap).map_err(kvm("KVM_CAP_EXCEPTION_PAYLOAD"))
 }
 
 fn filter_msrs(vm: &VmFd) -> Result<(), MachineError> {

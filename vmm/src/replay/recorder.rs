@@ -259,6 +259,9 @@ where
         self.stop_pace.begins(cpu);
         if self.log.enabled() {
             let stopped = Stopped::capture(&mut run.machine)?;
+            // As the backup will: what the CPU has cached of the guest's page tables, and what cannot be seen in
+            // the image, is then equally forgotten on both sides.
+            run.machine.load_vcpu(stopped.vcpu())?;
             self.stops.stops += 1;
             self.stops.pages += stopped.pages() as u64;
             self.stops.raw_bytes += (stopped.pages() * PAGE_SIZE) as u64;

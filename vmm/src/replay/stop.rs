@@ -87,6 +87,12 @@ impl Stopped {
         Ok(Self { vcpu, pages: machine.take_dirty_pages()? })
     }
 
+    /// The vCPU's state.
+    #[must_use]
+    pub const fn vcpu(&self) -> &VcpuImage {
+        &self.vcpu
+    }
+
     /// Pages that are shipped.
     #[must_use]
     pub const fn pages(&self) -> usize {
@@ -126,8 +132,11 @@ pub fn is_last(packed: &[u8]) -> Option<bool> {
 }
 
 impl StopImage {
-    /// Packs the image: a mark, then rkyv in LZ4 with its length in front.
-    fn pack(&self, last: bool) -> Result<Vec<u8>, StopError> {
+    /// Packs the image as a part of its stop, `last` or not: a mark, then rkyv in LZ4 with its length in front.
+    ///
+    /// # Errors
+    /// When it has more pages than a part may have.
+    pub fn pack(&self, last: bool) -> Result<Vec<u8>, StopError> {
         let bytes = rkyv::to_bytes::<RkyvError>(self).map_err(|_| StopError::Damaged("not archivable"))?;
         if bytes.len() > PART_LIMIT {
             return Err(StopError::Damaged("too many pages"));
@@ -172,23 +181,25 @@ impl StopImage {
         Ok(image)
     }
 
-    /// Loads the pages into memory.
+    /// Loads the pages into memory. Whether any was not there already.
     ///
     /// # Errors
     /// When a page lies outside it.
-    pub fn load_pages(&self, ram: &GuestRam, counts: &mut StopCounts) -> Result<(), StopError> {
+    pub fn load_pages(&self, ram: &GuestRam, counts: &mut StopCounts) -> Result<bool, StopError> {
         let mut old = [0; PAGE_SIZE];
+        let mut replaced = false;
         for (number, page) in self.pages.iter().zip(self.contents.as_chunks::<PAGE_SIZE>().0) {
             ram.read_page(*number, &mut old)?;
             if old == *page {
                 counts.already_there += 1;
             } else {
                 ram.write_page(*number, page)?;
+                replaced = true;
             }
         }
         counts.pages += self.pages.len() as u64;
         counts.raw_bytes += self.contents.len() as u64;
-        Ok(())
+        Ok(replaced)
     }
 }
 
@@ -201,12 +212,17 @@ pub fn load<'a>(
     machine: &mut Machine,
     counts: &mut StopCounts,
 ) -> Result<(), StopError> {
-    let mut vcpu = None;
+    // First: an unfinished exit would write its answer over what is loaded.
+    machine.settle()?;
+    let (mut vcpu, mut replaced) = (None, false);
     for packed in parts {
         let image = StopImage::unpack(packed)?;
-        image.load_pages(machine.ram(), counts)?;
+        replaced |= image.load_pages(machine.ram(), counts)?;
         counts.packed_bytes += packed.len() as u64;
         vcpu = Some(image.vcpu);
+    }
+    if replaced {
+        machine.pages_replaced()?;
     }
     machine.load_vcpu(&vcpu.ok_or(StopError::Damaged("no part"))?)?;
     counts.stops += 1;

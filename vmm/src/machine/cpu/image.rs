@@ -90,6 +90,9 @@ fn plain<T: Plain>(part: &'static str, bytes: &[u8]) -> Result<T, ImageError> {
     Ok(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
+/// An address bit that every CPU's CR3 has.
+const OTHER_CR3: u64 = 1 << 12;
+
 const fn kvm(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> ImageError {
     move |e| ImageError::Kvm(call, e)
 }
@@ -125,7 +128,13 @@ impl VcpuImage {
         for (word, bytes) in xsave.region.iter_mut().zip(self.xsave.chunks_exact(4)) {
             *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         }
-        fd.set_sregs(&plain("special registers", &self.sregs)?).map_err(kvm("KVM_SET_SREGS"))?;
+        let sregs: kvm_sregs = plain("special registers", &self.sregs)?;
+        // Guest memory may have been replaced, with it the page tables. KVM drops the guest's TLB when CR3 changes,
+        // and the CR3 to load may well be the present one: so it changes twice.
+        let elsewhere = kvm_sregs { cr3: sregs.cr3 ^ OTHER_CR3, ..sregs };
+        for sregs in [elsewhere, sregs] {
+            fd.set_sregs(&sregs).map_err(kvm("KVM_SET_SREGS"))?;
+        }
         fd.set_xcrs(&plain("XCRs", &self.xcrs)?).map_err(kvm("KVM_SET_XCRS"))?;
         // SAFETY: this VMM never enables dynamically sized XSAVE features (AMX), so 4 KiB is all
         // that KVM reads.

@@ -12,5 +12,8 @@ pub mod image;
 /// Which MSRs the guest may touch, and the explicit answers for the rest.
 pub mod msr;
 
+/// KVM's shadow of the guest's page tables.
+pub mod shadow;
+
 /// The vCPU itself, on KVM.
 pub mod vcpu;
