@@ -82,6 +82,7 @@ fn linux(report: &mut Report, tandem: &Path, needed: bool) {
         ("syscall", Probe::Syscall),
         ("int 0x80", Probe::Int),
         ("protected mode without paging", Probe::Protected),
+        ("reads of CR3 and CR4", Probe::Control),
     ]
     .into_iter()
     .filter_map(|(what, probe)| {

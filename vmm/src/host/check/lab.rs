@@ -16,6 +16,10 @@ use super::snippets::{BLOB, EXCEPTION, MMIO, Snippet, blob};
 
 const MEMORY: usize = 0x20_0000;
 const PAGE_TABLES: [u64; 3] = [0x1000, 0x2000, 0x3000];
+/// CR3 of a 64-bit snippet.
+pub(super) const CR3: u32 = PAGE_TABLES[0] as u32;
+/// CR4 of a 64-bit snippet: PAE; OSFXSR and OSXMMEXCPT, for SSE.
+pub(super) const CR4: u32 = 0x620;
 const GDT: u64 = 0x4000;
 const IDT: u64 = 0x5000;
 const TSS: u64 = 0x6000;
@@ -257,6 +261,7 @@ fn gate(memory: &GuestMemoryMmap<()>, vector: u8, handler: u64) -> Result<(), vm
 fn prepare(sregs: &mut kvm_sregs, mode: Mode) {
     const PROTECTED: u64 = 0x0001_0033;
     const PAGING: u64 = 0x8000_0000;
+    const PAE: u64 = 0x20;
     let user = mode == Mode::Ring3;
     let long = mode != Mode::Protected;
     let code = kvm_segment {
@@ -285,13 +290,12 @@ fn prepare(sregs: &mut kvm_sregs, mode: Mode) {
     sregs.gdt = kvm_dtable { base: GDT, limit: 0x3f, ..kvm_dtable::default() };
     sregs.idt = kvm_dtable { base: IDT, limit: 0xfff, ..kvm_dtable::default() };
     sregs.cr0 = PROTECTED;
-    // OSFXSR, OSXMMEXCPT: SSE on.
-    sregs.cr4 = 0x600;
+    sregs.cr4 = u64::from(CR4) & !PAE;
     sregs.efer = 0;
     if long {
         sregs.cr0 |= PAGING;
-        sregs.cr3 = PAGE_TABLES[0];
-        sregs.cr4 |= 0x20;
+        sregs.cr3 = u64::from(CR3);
+        sregs.cr4 |= PAE;
         // SCE, LME, LMA.
         sregs.efer = 0x501;
     }

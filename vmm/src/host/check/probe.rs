@@ -31,6 +31,8 @@ pub(super) enum Probe {
     Int,
     /// 32-bit protected mode without paging.
     Protected,
+    /// CR3 and CR4 read as they were set.
+    Control,
     /// Single-step in ring 3.
     Step,
     /// The dirty log names the pages written, and no others.
@@ -48,7 +50,7 @@ pub(super) enum Probe {
 }
 
 impl Probe {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Ring3,
         Self::Ring0,
         Self::Sse,
@@ -56,6 +58,7 @@ impl Probe {
         Self::Syscall,
         Self::Int,
         Self::Protected,
+        Self::Control,
         Self::Step,
         Self::Dirty,
         Self::MsrFilter,
@@ -75,6 +78,7 @@ impl Probe {
             Self::Syscall => "syscall",
             Self::Int => "int",
             Self::Protected => "protected",
+            Self::Control => "control",
             Self::Step => "step",
             Self::Dirty => "dirty",
             Self::MsrFilter => "msr-filter",

@@ -176,6 +176,15 @@ tandem_check_protected:
     hlt
     .code64
 
+    # Ring 0: two control registers.
+    .globl tandem_check_control
+tandem_check_control:
+    mov     rax, cr3
+    out     {found}, eax
+    mov     rax, cr4
+    out     {found}, eax
+    jmp     6f
+
     # The vector of an exception comes in al.
     .globl tandem_check_exception
 tandem_check_exception:
@@ -241,6 +250,7 @@ snippets! {
     Dirty = tandem_check_dirty;
     Msr = tandem_check_msr;
     Protected = tandem_check_protected;
+    Control = tandem_check_control;
     Exception = tandem_check_exception;
 }
 

@@ -9,7 +9,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, SyncReg};
 
-use super::lab::{ANSWER, Lab, Mode, Seen, Stuck};
+use super::lab::{ANSWER, CR3, CR4, Lab, Mode, Seen, Stuck};
 use super::probe::{Answer, Probe};
 use super::snippets::{DIRTIED, FILTERED_MSR, FOUND, OUTS, ROUNDS, Snippet, TURNS0, TURNS3};
 use crate::host::tap::Tap;
@@ -24,6 +24,7 @@ pub(super) fn attempt(probe: Probe) -> Answer {
         Probe::Syscall => into_ring0_and_back(Snippet::Syscall),
         Probe::Int => into_ring0_and_back(Snippet::Int),
         Probe::Protected => protected(),
+        Probe::Control => control(),
         Probe::Step => step(),
         Probe::Dirty => dirty(),
         Probe::MsrFilter => msr_filter(),
@@ -120,6 +121,18 @@ fn into_ring0_and_back(snippet: Snippet) -> Result<Answer, Stuck> {
 fn protected() -> Result<Answer, Stuck> {
     Lab::new(Snippet::Protected, Mode::Protected)?.expect(Seen::Out(FOUND, 0x08))?;
     Ok(Answer::yes("runs without paging"))
+}
+
+/// QEMU 10 without nested paging shows a guest the host's CR3.
+fn control() -> Result<Answer, Stuck> {
+    let mut lab = Lab::new(Snippet::Control, Mode::Ring0)?;
+    for (name, set) in [("CR3", CR3), ("CR4", CR4)] {
+        match lab.next()? {
+            Seen::Out(FOUND, read) if read == set => {}
+            seen => return Err(Stuck(format!("{name} is {set:#x}, and reading it the guest did {seen:x?}"))),
+        }
+    }
+    Ok(Answer::yes("control registers read as they were set"))
 }
 
 fn step() -> Result<Answer, Stuck> {
