@@ -13,7 +13,7 @@ RUNS ?= 200
 # Of `make fuzz`, for each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help bench build demo demo-linux torture fuzz lint kernel initramfs test test-host test-guest test-loom test-linux
+.PHONY: help bench build demo demo-linux torture fuzz lint kernel initramfs test test-host test-guest test-loom test-linux kmod test-kernel
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -65,7 +65,7 @@ initramfs: ## the Linux guest's initramfs
 	.ci/install kernel
 	tests/linux/initramfs
 
-test: test-host test-guest test-loom test-linux ## all tests; what cannot run says "skipped: why"
+test: test-host test-guest test-loom test-linux test-kernel ## all tests; what cannot run says "skipped: why"
 
 test-host: ## unit, property, simulation and model tests of the workspace
 	$(CARGO) $(TEST_RUNNER) --workspace
@@ -76,9 +76,18 @@ ifneq ($(GUEST),)
 	$(CARGO) test --manifest-path $(GUEST)
 endif
 
-test-loom: ## the channel's rings under loom
-	RUSTFLAGS="--cfg loom" $(CARGO) test --release --package tandem-logchan --test loom --target-dir target/loom
+test-loom: ## the channel's and the module's rings under loom
+	RUSTFLAGS="--cfg loom" $(CARGO) test --release --package tandem-logchan --package tandem-kmod-brain --test loom --target-dir target/loom
 
 test-linux: ## the Linux guest under QEMU and virtme-ng: record, replay, and a pair that loses its primary
 	$(CARGO) build --release --package tandem-vmm --package tandem-tests
 	tests/linux/check
+
+kmod: ## the kernel module, for the test kernel (for your own: make -C kmod KDIR=...)
+	.ci/install kernel
+	tests/linux/build-kernel
+	tests/kmod/build-module
+
+test-kernel: ## the kernel module under virtme-ng
+	$(CARGO) build --release --package tandem-tests --bin tandem-kmod-test
+	tests/kmod/check

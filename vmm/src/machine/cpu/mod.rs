@@ -1,5 +1,8 @@
 //! The virtual CPU: what it claims to be, which MSRs it has, how it is entered and left.
 
+/// Instructions captured by the kernel module.
+pub mod capture;
+
 /// What CPUID shows the guest: one table, with a reason for each bit that is hidden.
 pub mod cpuid;
 

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The C side as Rust sees it: shim.h.
+
+use core::marker::{PhantomData, PhantomPinned};
+
+use kernel::ffi::{c_char, c_int, c_ulong, c_void};
+
+use crate::brain::trap::Registers;
+
+/// `struct kvm_vcpu`, of which Rust knows only the address.
+#[repr(C)]
+pub(crate) struct KvmVcpu {
+    private: [u8; 0],
+    marker: PhantomData<(*mut u8, PhantomPinned)>,
+}
+
+/// `struct file`, likewise.
+#[repr(C)]
+pub(crate) struct KernelFile {
+    private: [u8; 0],
+    marker: PhantomData<(*mut u8, PhantomPinned)>,
+}
+
+/// `struct tandem_exit`.
+#[repr(C)]
+pub(crate) struct Exit {
+    pub(crate) reason: u32,
+    pub(crate) trap: u32,
+    pub(crate) rip: u64,
+    pub(crate) registers: *mut Registers,
+}
+
+/// `struct tandem_hardware`.
+#[repr(C)]
+#[derive(Default)]
+pub(crate) struct Hardware {
+    pub(crate) vmcs: u64,
+    pub(crate) added: u32,
+    pub(crate) reserved: u32,
+}
+
+/// `struct tandem_isa`.
+#[repr(C)]
+pub(crate) struct Isa {
+    pub(crate) module: *const c_char,
+    pub(crate) number: u32,
+    pub(crate) traps: u32,
+    pub(crate) layout_fits: unsafe extern "C" fn(*mut KvmVcpu) -> bool,
+    pub(crate) arm: unsafe extern "C" fn(*mut KvmVcpu, u32, *mut Hardware),
+    pub(crate) disarm_idle: unsafe extern "C" fn(*mut KvmVcpu, *mut Hardware),
+    pub(crate) decode: unsafe extern "C" fn(*mut KvmVcpu, *mut Exit),
+    pub(crate) step_over: unsafe extern "C" fn(*mut KvmVcpu),
+    pub(crate) ignore: unsafe extern "C" fn(*mut KvmVcpu),
+}
+
+// SAFETY: two constants of the C side, never written.
+unsafe impl Sync for Isa {}
+
+// SAFETY: the declarations are those of shim.h; the safe ones have no conditions.
+unsafe extern "C" {
+    pub(crate) unsafe fn tandem_find_isa() -> *const Isa;
+    pub(crate) unsafe fn tandem_attach() -> c_int;
+    pub(crate) unsafe fn tandem_detach();
+    pub(crate) unsafe fn tandem_get_vcpu(isa: *const Isa, fd: c_int, vcpu: *mut *mut KvmVcpu) -> *mut KernelFile;
+    pub(crate) unsafe fn tandem_put_vcpu(file: *mut KernelFile);
+    pub(crate) unsafe fn tandem_vcpu_fits(isa: *const Isa, vcpu: *mut KvmVcpu) -> c_int;
+    pub(crate) unsafe fn tandem_vcpu_trylock(vcpu: *mut KvmVcpu) -> bool;
+    pub(crate) unsafe fn tandem_vcpu_unlock(vcpu: *mut KvmVcpu);
+    pub(crate) unsafe fn tandem_vcpu_nudge(vcpu: *mut KvmVcpu);
+    pub(crate) unsafe fn tandem_request_pause(vcpu: *mut KvmVcpu);
+    pub(crate) unsafe fn tandem_cancel_pause(vcpu: *mut KvmVcpu);
+    pub(crate) unsafe fn tandem_in_nested_guest(vcpu: *mut KvmVcpu) -> bool;
+    pub(crate) unsafe fn tandem_alloc_area(len: c_ulong) -> *mut c_void;
+    pub(crate) unsafe fn tandem_free_area(area: *mut c_void);
+    pub(crate) unsafe fn tandem_map_area(vma: *mut c_void, area: *mut c_void, len: c_ulong) -> c_int;
+    pub(crate) safe fn tandem_rdtsc() -> u64;
+    pub(crate) safe fn tandem_host_khz() -> u32;
+    pub(crate) safe fn tandem_sleep();
+}
