@@ -21,7 +21,7 @@ pub const ARP_FRAME: usize = 42;
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
     /// `/dev/net/tun` cannot be opened.
-    #[error("cannot open {TUN_DEVICE}; load it with: modprobe tun")]
+    #[error("cannot open {TUN_DEVICE}: {}", device_hint(.0))]
     Device(#[source] io::Error),
     /// No device can have this name.
     #[error("{0:?} cannot name a tap: 1 to 15 bytes")]
@@ -38,6 +38,13 @@ pub enum TapError {
         #[source]
         source: io::Error,
     },
+}
+
+fn device_hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EACCES | libc::EPERM) => "run as root, or with CAP_NET_ADMIN and a right to the device",
+        _ => "load it with: modprobe tun",
+    }
 }
 
 fn hint(error: &io::Error) -> &'static str {

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use tandem_logchan::handshake::{PreSharedKey, Side};
 use tandem_logchan::heartbeat::{Freshness, Heartbeat as Datagram, HeartbeatKey};
 
-use super::side;
+use super::clock::now;
 use crate::role::Moment;
 use crate::role::event::{Heartbeat, Standing};
 
@@ -50,7 +50,7 @@ impl Beacon {
         let socket = UdpSocket::bind(own)?;
         socket.set_nonblocking(true)?;
         // Starts at the clock, so that it rises over restarts.
-        let counter = side::now().as_nanos();
+        let counter = now().as_nanos();
         Ok(Self {
             socket,
             peer,

@@ -10,11 +10,11 @@ use tandem_logchan::frame::{HEADER_LEN, Kind};
 use tandem_logchan::progress::{Executed, Progress};
 
 use super::PairError;
+use super::clock::now;
 use super::gated::GateSender;
 use super::lead::{Leader, lead};
 use super::log::PairLog;
 use super::shared::{News, Order, Shared, lock};
-use super::side;
 use crate::host::guest::{BootFacts, Guest};
 use crate::host::vcpu::clock::HostClock;
 use crate::host::vcpu::inputs::HostInputs;
@@ -190,7 +190,7 @@ fn go_live(
     inputs.set_clock(HostClock::continuing(run.machine.now()));
     // What was in flight may or may not have reached the disk: it is done again, in its order.
     for request in run.machine.disk_requests() {
-        gate.disk(&request, 0, side::now());
+        gate.disk(&request, 0, now());
     }
     let log = PairLog::new(gate, None, Arc::clone(shared));
     let recorder = Leader::taking_over(&run, inputs, log, pace);

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use tandem_logchan::ring::{self, Consumer, Producer};
 
+use super::clock::now;
 use super::delay::Delays;
-use super::side::now;
 use crate::host::io::disk::Disks;
 use crate::host::io::terminal::Terminal;
 use crate::host::run::open_outputs::report;

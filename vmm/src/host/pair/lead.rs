@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::PairError;
-use super::log::{PairLog, publish};
-use super::shared::{News, Order, Shared, VcpuCounters};
-use super::{host, side};
+use super::clock::now;
+use super::host;
+use super::log::PairLog;
+use super::shared::{News, Order, Shared, lock};
 use crate::host::vcpu::inputs::HostInputs;
 use crate::host::vcpu::kick::Kicker;
-use crate::replay::batch::Traffic;
 use crate::replay::recorder::{Pace, Recorder};
 use crate::replay::run::{Ended, Run, drive};
 
@@ -30,11 +30,11 @@ pub(super) fn lead(
         .map_err(host("start the vCPU's timer"))?;
     loop {
         let ended = drive(run, &mut recorder)?;
-        publish(shared, counters(run, *recorder.traffic()));
+        lock(&shared.counters).update(run, recorder.traffic());
         if let Ended::Off(event) = ended {
             tracing::info!(?event, "the guest ended");
             recorder.commit_end(run)?;
-            recorder.log.gate.seal(recorder.log.sent(), side::now());
+            recorder.log.gate.seal(recorder.log.sent(), now());
             shared.tell(News::Ended(recorder.log.sent()));
             return Ok(());
         }
@@ -55,17 +55,5 @@ pub(super) fn lead(
             }
             Order::Run | Order::Alone | Order::Wait => {}
         }
-    }
-}
-
-/// The vCPU thread's numbers, for status.
-pub(super) fn counters(run: &Run, traffic: Traffic) -> VcpuCounters {
-    VcpuCounters {
-        exits: run.exits_by_name().collect(),
-        traffic,
-        forced_stops: run.forced_stops,
-        guest_time: run.machine.now().as_nanos(),
-        point: run.point(),
-        digest: run.digest(),
     }
 }

@@ -8,10 +8,10 @@ use tandem_logchan::frame::{Flags, HEADER_LEN, Kind};
 use tandem_logchan::primary::{AppendError, LogSender};
 use tandem_logchan::transport::SendHalf;
 
+use super::PairError;
+use super::clock::now;
 use super::gated::{GateSender, notice};
-use super::lead::counters;
-use super::shared::{Order, Shared, VcpuCounters, lock};
-use super::{PairError, side};
+use super::shared::{Order, Shared, lock};
 use crate::machine::output::{DiskRequest, Notice, Outputs};
 use crate::replay::batch::{Batch, Traffic};
 use crate::replay::recorder::Log;
@@ -44,7 +44,7 @@ impl PairLog {
         sender: Option<LogSender<Box<dyn SendHalf>>>,
         shared: Arc<Shared>,
     ) -> Self {
-        Self { gate, sender, shared, next: true, urgent: false, made: false, last: side::now().as_nanos() }
+        Self { gate, sender, shared, next: true, urgent: false, made: false, last: now().as_nanos() }
     }
 
     /// The frame after the last one sent. Alone, there is none to wait for.
@@ -67,7 +67,7 @@ impl PairLog {
     /// Sends a payload that is no batch, ahead of the log.
     pub(super) fn send_state(&mut self, payload: &[u8]) -> Result<(), PairError> {
         if let Some(sender) = &mut self.sender {
-            let sent = sender.append_bytes(Kind::State, Flags::OUTPUT, side::now().as_nanos(), payload);
+            let sent = sender.append_bytes(Kind::State, Flags::OUTPUT, now().as_nanos(), payload);
             if let Err(AppendError::Loss(loss)) = sent {
                 return Err(loss.into());
             }
@@ -78,20 +78,20 @@ impl PairLog {
     /// From now on there is no backup.
     pub(super) fn go_alone(&mut self) {
         self.sender = None;
-        self.gate.seal(0, side::now());
+        self.gate.seal(0, now());
         self.shared.wake_side();
     }
 
     /// Slows the guest a little when the backup lags.
     fn pause(&mut self) {
         let level = u64::from(self.shared.throttle.load(Ordering::Relaxed).min(99));
-        let now = side::now().as_nanos();
+        let until = now().as_nanos();
         if level > 0 {
             // A share of `level` per cent of the time, from the time that the guest had.
-            let pause = Duration::from_nanos(now.saturating_sub(self.last) * level / (100 - level));
+            let pause = Duration::from_nanos(until.saturating_sub(self.last) * level / (100 - level));
             std::thread::sleep(pause.min(LONGEST_PAUSE));
         }
-        self.last = side::now().as_nanos();
+        self.last = now().as_nanos();
     }
 
     /// The channel is lost: the guest stands still until the arbiter has spoken.
@@ -106,12 +106,12 @@ impl PairLog {
 impl Outputs for PairLog {
     fn packet(&mut self, nic: u8, frame: &[u8]) {
         let sequence = self.awaited();
-        self.gate.packet(nic, frame, sequence, side::now());
+        self.gate.packet(nic, frame, sequence, now());
     }
 
     fn disk(&mut self, request: DiskRequest<'_>) {
         let sequence = self.awaited();
-        self.gate.disk(&request, sequence, side::now());
+        self.gate.disk(&request, sequence, now());
     }
 
     fn serial(&mut self, byte: u8) {
@@ -144,7 +144,7 @@ impl Log for PairLog {
 
     fn wait_for_next(&mut self, next: bool) {
         self.next = next;
-        self.gate.kicked(side::now());
+        self.gate.kicked(now());
     }
 
     fn made_outputs(&mut self) -> bool {
@@ -161,12 +161,12 @@ impl Log for PairLog {
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<usize, PairError> {
-        self.gate.seal(self.next_sequence(), side::now());
+        self.gate.seal(self.next_sequence(), now());
         self.urgent = false;
         loop {
             let Some(sender) = &mut self.sender else { return Ok(0) };
             let seen = sender.acks().news().look();
-            match sender.append(Kind::Batch, Flags::OUTPUT, side::now().as_nanos(), batch) {
+            match sender.append(Kind::Batch, Flags::OUTPUT, now().as_nanos(), batch) {
                 Ok(sent) => {
                     self.shared.sent.store(sent, Ordering::Relaxed);
                     self.shared.log_full.store(false, Ordering::Relaxed);
@@ -199,7 +199,7 @@ impl Log for PairLog {
     }
 
     fn observe(&mut self, run: &Run, traffic: &Traffic) {
-        publish(&self.shared, counters(run, *traffic));
+        lock(&self.shared.counters).update(run, traffic);
     }
 
     fn idle(&mut self) {
@@ -207,14 +207,9 @@ impl Log for PairLog {
             self.go_alone();
         }
         if self.sender.is_none() && (self.urgent || self.gate.has_typed()) {
-            self.gate.seal(0, side::now());
+            self.gate.seal(0, now());
             self.urgent = false;
             self.shared.wake_side();
         }
     }
-}
-
-/// Publishes the vCPU thread's numbers for status.
-pub(super) fn publish(shared: &Shared, counters: VcpuCounters) {
-    *lock(&shared.counters) = counters;
 }

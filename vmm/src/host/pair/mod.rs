@@ -14,8 +14,14 @@
 /// Asking the arbiter, on a thread of its own.
 mod claims;
 
+/// The clock of the protocol and of all that is measured here.
+mod clock;
+
 /// Where an output's time goes.
 mod delay;
+
+/// How far the backup's execution is behind, in time.
+mod lag;
 
 /// Heartbeats by datagram.
 mod beacon;

@@ -17,12 +17,11 @@ use tandem_logchan::transport::inproc::{InprocDuplex, InprocReceive, link};
 
 use counting::allocations;
 
-use super::PairError;
+use super::clock::now;
 use super::delay::Delays;
 use super::gated::{Exits, GateReceiver, gate};
 use super::log::PairLog;
 use super::shared::Shared;
-use super::side::now;
 use crate::host::config::Config;
 use crate::host::guest::{BootFacts, Guest};
 use crate::host::io::terminal::Terminal;
@@ -32,7 +31,6 @@ use crate::machine::input::Input;
 use crate::machine::output::{DiskOp, DiskRequest, Outputs};
 use crate::machine::time::VirtualTime;
 use crate::machine::vm::Machine;
-use crate::replay::batch as log;
 use crate::replay::builder::BatchBuilder;
 use crate::replay::recorder::{Log, Pace, Recorder};
 use crate::replay::run::{Run, drive};
@@ -174,59 +172,6 @@ fn batches_with_outputs_through_log_and_gate_allocate_nothing() {
     assert_eq!(allocated, 0, "allocations in {ROUNDS} rounds");
 }
 
-/// A log without the numbers for people, which are put together every 50 ms.
-struct Unobserved(PairLog);
-
-impl Outputs for Unobserved {
-    fn packet(&mut self, nic: u8, frame: &[u8]) {
-        self.0.packet(nic, frame);
-    }
-
-    fn disk(&mut self, request: DiskRequest<'_>) {
-        self.0.disk(request);
-    }
-
-    fn serial(&mut self, byte: u8) {
-        self.0.serial(byte);
-    }
-
-    fn console(&mut self, bytes: &[u8]) {
-        self.0.console(bytes);
-    }
-}
-
-impl Log for Unobserved {
-    type Error = PairError;
-
-    fn enabled(&self) -> bool {
-        self.0.enabled()
-    }
-
-    fn urgent(&self) -> bool {
-        self.0.urgent()
-    }
-
-    fn waiting(&self) -> bool {
-        self.0.waiting()
-    }
-
-    fn commit(&mut self, batch: &log::Batch) -> Result<usize, PairError> {
-        self.0.commit(batch)
-    }
-
-    fn wait_for_next(&mut self, next: bool) {
-        self.0.wait_for_next(next);
-    }
-
-    fn made_outputs(&mut self) -> bool {
-        self.0.made_outputs()
-    }
-
-    fn idle(&mut self) {
-        self.0.idle();
-    }
-}
-
 /// Who has 10.77.0.2?
 fn arp_request() -> [u8; 60] {
     let mut frame = [0; 60];
@@ -284,7 +229,7 @@ fn a_guest_that_answers_packets_makes_the_vcpu_thread_allocate_nothing() {
     let mut run = Run::new(machine);
     let (log, inputs, mut source, mut beyond) = primary();
     let bell = inputs.bell();
-    let mut recorder = Recorder::new(&run, inputs, Unobserved(log), Pace::default());
+    let mut recorder = Recorder::new(&run, inputs, log, Pace::default());
 
     let left = Arc::new(AtomicU64::new(0));
     let (go, wait) = std::sync::mpsc::channel::<u64>();

@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::beacon::Beacon;
 use super::claims::Claims;
+use super::clock::now;
 use super::delay::Delays;
 use super::follow::{Following, follow};
 use super::gated::{Exits, gate};
@@ -176,7 +177,7 @@ pub fn primary(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairEr
     let (gate_sender, gate_receiver) = gate(config.disks.len());
     let mut log = PairLog::new(gate_sender, Some(sender), Arc::clone(&wiring.shared));
     if side.state() == State::Joining {
-        actions = side.on(side::now(), Event::Joined);
+        actions = side.on(now(), Event::Joined);
         // The backup takes the first frame of the log as its welcome: not before the protocol counts it.
         log.send_state(&facts.encode())?;
     }
@@ -247,7 +248,7 @@ pub fn backup(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairErr
         }
     }
     let mut side = Side::backup(parts.timing, GATE, Some(parts.claimed))?;
-    let actions = side.on(side::now(), Event::Welcomed { generation: agreed.generation });
+    let actions = side.on(now(), Event::Welcomed { generation: agreed.generation });
 
     let following = Following {
         guest: parts.guest,
@@ -311,7 +312,7 @@ fn open_generation(side: &mut Side, actions: Actions, claims: &Claims) -> Action
                 return actions;
             }
             std::thread::sleep(RETRY);
-            actions = side.on(side::now(), Event::Tick);
+            actions = side.on(now(), Event::Tick);
             continue;
         };
         let waiter = std::thread::current();
@@ -322,7 +323,7 @@ fn open_generation(side: &mut Side, actions: Actions, claims: &Claims) -> Action
             }
             std::thread::park_timeout(RETRY);
         };
-        actions = side.on(side::now(), Event::Verdict { generation, verdict });
+        actions = side.on(now(), Event::Verdict { generation, verdict });
     }
 }
 

@@ -1,6 +1,5 @@
 //! The side thread: the protocol, and everything that waits.
 
-use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +14,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::beacon::Beacon;
 use super::claims::Claims;
+use super::clock::now;
 use super::gated::{Exits, GateReceiver};
+use super::lag::Lag;
 use super::shared::{News, Order, Shared};
 use super::status::Board;
 use super::{PairEnded, PairError, host};
@@ -41,14 +42,6 @@ const ANNOUNCEMENTS: usize = 3;
 const BEACON: u64 = 1 << 32;
 const WAKE: u64 = BEACON + 1;
 const SHUTDOWN: u64 = BEACON + 2;
-
-/// The local clock: goes on while the process is stopped and while the host sleeps.
-pub(super) fn now() -> Moment {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the structure is valid for the call, which cannot fail for this clock.
-    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
-    Moment::from_nanos(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
-}
 
 /// This side's end of the log channel.
 pub(super) enum Channel {
@@ -93,7 +86,7 @@ struct Loop {
     /// News that wait until all outputs before them have left.
     held_news: Option<News>,
     /// When log up to a frame came in, or was sent.
-    marks: VecDeque<(u64, Moment)>,
+    lag: Lag,
     executed: u64,
     /// The progress that the primary was last told of beside the acks on receipt.
     told: u64,
@@ -115,7 +108,7 @@ pub(super) fn run(thread: SideThread, actions: &Actions) -> Result<PairEnded, Pa
         epoll,
         bound: None,
         held_news: None,
-        marks: VecDeque::new(),
+        lag: Lag::new(),
         executed: 0,
         told: 0,
         sent: 0,
@@ -211,7 +204,7 @@ impl Loop {
                 let (received, echo) = (receiver.received(), receiver.echo());
                 if received > before {
                     let now = now();
-                    self.marks.push_back((received, now));
+                    self.lag.begins(received, now);
                     let stamp = (echo != 0).then(|| Moment::from_nanos(echo));
                     // The receiver acknowledges by itself, with the same contents.
                     let batch = Batch { generation: self.s.generation, sequence: received, stamp };
@@ -247,10 +240,7 @@ impl Loop {
             tracing::warn!("the backup says that it diverged");
         }
         // The oldest frame that is not executed yet has been on its way since it was sent.
-        while self.marks.front().is_some_and(|(sequence, _)| *sequence <= ack.executed.sequence) {
-            self.marks.pop_front();
-        }
-        let lag = self.marks.front().map_or(0, |(_, sent)| now.since(*sent));
+        let lag = self.lag.executed(ack.executed.sequence, now);
         self.s.board.lag(lag);
         let sent = Moment::from_nanos(ack.echo);
         self.s.exits.delays.acknowledged(ack.received, sent, waited.then_some(now));
@@ -343,7 +333,7 @@ impl Loop {
         if sent != self.sent {
             self.sent = sent;
             let now = now();
-            self.marks.push_back((sent, now));
+            self.lag.begins(sent, now);
             self.on(now, Event::Sent { sequence: sent });
         }
     }
@@ -361,10 +351,7 @@ impl Loop {
         if executed.sequence != self.executed {
             self.executed = executed.sequence;
             let now = now();
-            while self.marks.front().is_some_and(|(sequence, _)| *sequence <= executed.sequence) {
-                self.marks.pop_front();
-            }
-            let lag = self.marks.front().map_or(0, |(_, came)| now.since(*came));
+            let lag = self.lag.executed(executed.sequence, now);
             self.s.board.lag(lag);
             self.on(now, Event::Executed { sequence: executed.sequence, lag, digest: executed.digest });
         }

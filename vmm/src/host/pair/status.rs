@@ -7,8 +7,9 @@ use tandem_logchan::ack::AckState;
 use tandem_logchan::progress::{Executed, Progress};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::clock::now;
 use super::shared::{Shared, lock};
-use super::side::{Channel, SideThread, now};
+use super::side::{Channel, SideThread};
 use crate::host::control::{Digest, Lag, LogKind, Peer, Role, Status, StatusSource};
 use crate::replay::batch::Kind;
 use crate::role::Moment;
