@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::host::vcpu::inputs::VcpuBell;
+use crate::machine::cpu::exit::Exit;
 use crate::replay::batch::Traffic;
 use crate::replay::run::Run;
 use crate::role::event::Divergence;
@@ -51,7 +52,7 @@ pub(super) struct VcpuCounters {
 }
 
 impl VcpuCounters {
-    /// Takes the numbers of `run` and its log, allocating nothing after the first time.
+    /// Takes the numbers of `run` and its log, allocating nothing.
     pub(super) fn update(&mut self, run: &Run, traffic: &Traffic) {
         self.exits.clear();
         self.exits.extend(run.exits_by_name());
@@ -113,7 +114,10 @@ impl Shared {
             log_full: AtomicBool::new(false),
             throttle: AtomicU8::new(0),
             sent: AtomicU64::new(0),
-            counters: Mutex::new(VcpuCounters::default()),
+            counters: Mutex::new(VcpuCounters {
+                exits: Vec::with_capacity(Exit::KINDS.len()),
+                ..VcpuCounters::default()
+            }),
             bell,
             waker: Mutex::new(None),
         }
