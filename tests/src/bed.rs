@@ -274,7 +274,7 @@ impl Bed {
             for side in pair.sides() {
                 side.must_run()?;
             }
-            self.pause(LOOK)?;
+            self.pause(LOOK * self.spec.pace.patience)?;
             if Instant::now() > deadline {
                 pair.primary.wait_for_role(&[Role::Primary], Duration::ZERO)?;
                 pair.backup.wait_for_role(&[Role::Backup], Duration::ZERO)?;

@@ -52,7 +52,7 @@ impl Pace {
     /// A machine that does other things at the same time, such as running tests.
     pub const BUSY: Self = Self { heartbeat_ms: 20, missed: 10, patience: 3, tick_bound_ms: 5 };
     /// KVM in QEMU's software emulation.
-    pub const EMULATED: Self = Self { heartbeat_ms: 100, missed: 10, patience: 20, tick_bound_ms: 20 };
+    pub const EMULATED: Self = Self { heartbeat_ms: 100, missed: 10, patience: 20, tick_bound_ms: 50 };
 
     /// Whether its times say nothing about hardware.
     #[must_use]

@@ -8,8 +8,8 @@ use tandem_vmm::host::control::{Client, Role, Status};
 
 use crate::process::Process;
 
-/// Between two looks at a status.
-const LOOK: Duration = Duration::from_millis(2);
+/// Between two looks at a status: at first, and when it takes long already. The machine has other things to do.
+const LOOKS: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(50)];
 
 /// One `tandem run`, `primary` or `backup`.
 #[derive(Debug)]
@@ -116,7 +116,8 @@ impl Side {
     /// # Errors
     /// When it has none of them within `patience`, or ends.
     pub fn wait_for_role(&mut self, roles: &[Role], patience: Duration) -> anyhow::Result<Status> {
-        let deadline = Instant::now() + patience;
+        let began = Instant::now();
+        let deadline = began + patience;
         loop {
             let status = self.status();
             if let Ok(status) = &status
@@ -134,7 +135,7 @@ impl Side {
                 };
                 bail!("the {name} did not become {wanted} in {patience:.1?}: {now}; its last words:\n{last}");
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep((began.elapsed() / 16).clamp(LOOKS[0], LOOKS[1]));
         }
     }
 

@@ -33,8 +33,8 @@ use crate::role::event::{Ack, Batch, ChannelLoss, Event};
 use crate::role::side::State;
 use crate::role::{Moment, Side};
 
-/// The longest sleep: the protocol's own deadlines are shorter while there is a peer.
-const LONGEST_SLEEP: Duration = Duration::from_millis(10);
+/// The longest sleep: for the status. While there is a peer, the protocol's own deadlines are heartbeats.
+const LONGEST_SLEEP: Duration = Duration::from_millis(50);
 
 /// How many times a side that goes live announces its addresses.
 const ANNOUNCEMENTS: usize = 3;

@@ -181,10 +181,13 @@ impl Log for SoloLog {
     }
 }
 
-/// The time limits that a config asks for.
+/// The time limits that a config asks for. Who lets an input wait for longer lets entries wait for company for
+/// longer too, in proportion.
 #[must_use]
 pub fn pace(config: &Config) -> Pace {
-    Pace { bound: config.machine.tick_bound.as_nanos() as u64, ..Pace::default() }
+    let (bound, default) = (config.machine.tick_bound.as_nanos() as u64, Pace::default());
+    let coalesce = default.coalesce.max(bound * default.coalesce / default.bound);
+    Pace { bound, coalesce, ..default }
 }
 
 /// Opens the taps of the config.
