@@ -13,7 +13,7 @@ RUNS ?= 200
 # Of `make fuzz`, for each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help bench build demo demo-linux torture fuzz lint kernel initramfs test test-host test-guest test-loom test-linux kmod test-kernel
+.PHONY: help bench bench-linux build demo demo-linux torture fuzz lint kernel initramfs test test-host test-guest test-loom test-linux kmod test-kernel
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,13 @@ bench: ## the figures, as ratios: the log channel, and the pair against the same
 	@$(CARGO) build --quiet --release --package tandem-vmm --package tandem-bench
 	@$(BUILT)/tandem-bench channel
 	@$(BUILT)/tandem-bench pair
+
+bench-linux: ## the figures of a Linux guest; where KVM cannot run one, inside virtme-ng
+	.ci/install kernel
+	tests/linux/build-kernel
+	tests/linux/initramfs
+	@$(CARGO) build --quiet --release --package tandem-vmm --package tandem-bench
+	@$(BUILT)/tandem-bench linux
 
 fuzz: ## FUZZ_SECONDS=60 for each fuzz target; needs cargo-fuzz and a nightly compiler
 	tests/fuzz $(FUZZ_SECONDS)

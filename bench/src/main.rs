@@ -6,6 +6,7 @@
 use clap::{Parser, Subcommand};
 
 mod channel;
+mod linux;
 mod pair;
 mod pin;
 mod pingpong;
@@ -23,11 +24,14 @@ enum Figure {
     Channel(channel::Args),
     /// The protected pair: redis-benchmark against the same VM alone, and against a bare ping-pong.
     Pair(pair::Args),
+    /// A Linux guest: recorded against unprotected, replayed against recorded, idle in a pair.
+    Linux(linux::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().figure {
         Figure::Channel(args) => channel::run(&args),
         Figure::Pair(args) => pair::run(&args),
+        Figure::Linux(args) => linux::run(&args),
     }
 }

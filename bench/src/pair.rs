@@ -24,7 +24,7 @@ use crate::pingpong::PingPong;
 /// Bytes of a frame that carries one request of redis-benchmark.
 const FRAME: usize = 256;
 /// MiB that a side may take beside the guest's RAM.
-const MEMORY: f64 = 64.0;
+pub(crate) const MEMORY: f64 = 64.0;
 /// Round trips per turn.
 const TRIPS: usize = 3000;
 
@@ -168,7 +168,7 @@ fn tell(report: &Report) -> Result<()> {
 }
 
 /// MiB of memory that a process has beside what it shares: a VM's RAM is a memfd.
-fn memory_beside_the_guest(pid: u32) -> Result<f64> {
+pub(crate) fn memory_beside_the_guest(pid: u32) -> Result<f64> {
     let path = format!("/proc/{pid}/status");
     let status = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     let kib = |name: &str| {
@@ -235,7 +235,7 @@ fn micros(time: Duration) -> f64 {
 }
 
 /// The middle one; not a number if there is none.
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
