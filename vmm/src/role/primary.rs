@@ -18,6 +18,8 @@ pub struct Primary {
     sent: u64,
     /// Since when the acknowledgement of something sent is awaited without any progress, if it is.
     waits_since: Option<Moment>,
+    /// This side was absent while it waited: until then the acks have time to be read.
+    excused_until: Option<Moment>,
     throttle: Throttle,
     lag: u64,
     executed: u64,
@@ -68,6 +70,7 @@ impl Primary {
             next_beat: now,
             sent: 0,
             waits_since: None,
+            excused_until: None,
             throttle: Throttle::new(timing),
             lag: 0,
             executed: 0,
@@ -111,6 +114,7 @@ impl Primary {
         self.silence.heard(now);
         if received > gate.acked() {
             self.waits_since = (received < self.sent).then_some(now);
+            self.excused_until = None;
             gate.on_ack(received);
         }
         if let Some(stamp) = echo {
@@ -202,7 +206,7 @@ impl Primary {
         if self.silence.lost(now, self.next_beat) {
             return Next::Arbitrate(Suspicion::Silent);
         }
-        if self.waits_since.is_some_and(|since| now.since(since) >= timing.ack_patience) {
+        if self.acks_stopped(now, timing) {
             return Next::Arbitrate(Suspicion::NoAcks);
         }
         match self.phase {
@@ -238,6 +242,19 @@ impl Primary {
         Next::Stay
     }
 
+    /// Whether nothing is acknowledged any more. As with silence, a side that was itself absent (frozen, starved)
+    /// does not take that for the peer's doing: it gives one heartbeat, once, to read what has come meanwhile.
+    fn acks_stopped(&mut self, now: Moment, timing: &Timing) -> bool {
+        let Some(since) = self.waits_since else { return false };
+        if now.since(since) < timing.ack_patience {
+            return false;
+        }
+        if now.since(self.next_beat) > timing.heartbeat {
+            self.excused_until.get_or_insert(now + timing.heartbeat);
+        }
+        self.excused_until.is_none_or(|until| now >= until)
+    }
+
     pub(super) fn deadline(&self, timing: &Timing, gate: &Gate) -> Moment {
         if let Phase::Flushing { sequence } | Phase::Ending { sequence } = self.phase
             && gate.acked() >= sequence
@@ -247,7 +264,7 @@ impl Primary {
         }
         let mut at = self.next_beat.min(self.silence.deadline());
         if let Some(since) = self.waits_since {
-            at = at.min(since + timing.ack_patience);
+            at = at.min((since + timing.ack_patience).max(self.excused_until.unwrap_or(Moment::ZERO)));
         }
         match self.phase {
             Phase::HandedOver { until, .. } => at.min(until),
@@ -261,5 +278,41 @@ impl Primary {
 
     pub(super) const fn guest(&self) -> Guest {
         self.guest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_acks_are_no_fault_of_the_peer_while_this_side_was_absent() {
+        let timing = Timing::default();
+        let at = Moment::from_nanos;
+        let waiting = || {
+            let mut primary = Primary::new(at(0), &timing, 1);
+            (primary.waits_since, primary.next_beat) = (Some(at(0)), at(10));
+            primary
+        };
+        let patience = timing.ack_patience;
+        // Present all the time.
+        let mut primary = waiting();
+        primary.next_beat = at(patience);
+        assert!(!primary.acks_stopped(at(patience - 1), &timing));
+        assert!(primary.acks_stopped(at(patience), &timing));
+        // Frozen: one heartbeat to catch up, once.
+        let mut primary = waiting();
+        let woken = at(patience + 50);
+        assert!(!primary.acks_stopped(woken, &timing));
+        primary.next_beat = woken;
+        assert!(!primary.acks_stopped(at(patience + 50 + timing.heartbeat - 1), &timing));
+        assert!(primary.acks_stopped(at(patience + 50 + timing.heartbeat), &timing));
+        // An ack that was read meanwhile makes good for it.
+        let mut primary = waiting();
+        let mut gate = Gate::new(&timing, 8);
+        assert!(!primary.acks_stopped(woken, &timing));
+        primary.sent = 2;
+        primary.heard(woken, 1, None, &mut gate);
+        assert!(!primary.acks_stopped(at(2 * patience), &timing));
     }
 }

@@ -93,13 +93,19 @@ fn parts(config: &Config, pair: &PairConfig, side: ArbiterSide) -> Result<Parts,
 }
 
 fn timing(pair: &PairConfig) -> Timing {
-    Timing {
+    let default = Timing::default();
+    let timing = Timing {
         heartbeat: pair.heartbeat.as_nanos() as u64,
         missed: pair.missed,
-        early: Timing::default().early.min(pair.missed.saturating_sub(1)).max(1),
+        early: default.early.min(pair.missed.saturating_sub(1)).max(1),
         lag_bound: pair.lag_bound.as_nanos() as u64,
-        ..Timing::default()
-    }
+        ..default
+    };
+    // Who allows for more silence has slower hosts: the other waits are five times as long at least.
+    let waits = timing.silence().saturating_mul(5);
+    let (ack_patience, hand_over_patience) =
+        (default.ack_patience.max(waits), default.hand_over_patience.max(waits));
+    Timing { ack_patience, hand_over_patience, ..timing }
 }
 
 fn hello(side: ChannelSide, pair: &PairConfig, identity: &Identity) -> Hello {
