@@ -96,5 +96,5 @@ kmod: ## the kernel module, for the test kernel (for your own: make -C kmod KDIR
 	tests/kmod/build-module
 
 test-kernel: ## the kernel module under virtme-ng
-	$(CARGO) build --release --package tandem-tests --bin tandem-kmod-test
+	$(CARGO) build --release --package tandem-vmm --package tandem-tests --package tandem-bench
 	tests/kmod/check

@@ -6,7 +6,9 @@
 use clap::{Parser, Subcommand};
 
 mod channel;
+mod kmod;
 mod linux;
+mod log;
 mod pair;
 mod pin;
 mod pingpong;
@@ -26,6 +28,10 @@ enum Figure {
     Pair(pair::Args),
     /// A Linux guest: recorded against unprotected, replayed against recorded, idle in a pair.
     Linux(linux::Args),
+    /// An instruction captured by the kernel module against one taken to user space, and against CPUID.
+    Kmod(kmod::Args),
+    /// The rate of a recorded log, and what it is made of.
+    Log(log::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -33,5 +39,7 @@ fn main() -> anyhow::Result<()> {
         Figure::Channel(args) => channel::run(&args),
         Figure::Pair(args) => pair::run(&args),
         Figure::Linux(args) => linux::run(&args),
+        Figure::Kmod(args) => kmod::run(&args),
+        Figure::Log(args) => log::run(&args),
     }
 }

@@ -8,10 +8,11 @@ use std::fs;
 use std::path::Path;
 
 use rkyv::rancor::Error;
+use tandem_kmod_brain::trap::Trap;
 use tandem_logchan::codec::FrameBuf;
 use tandem_logchan::frame::{self, Flags, Frame, Header, Kind};
 use tandem_vmm::host::guest::BootFacts;
-use tandem_vmm::machine::cpu::image::VcpuImage;
+use tandem_vmm::machine::cpu::image::{CapturedState, VcpuImage};
 use tandem_vmm::machine::input::{DiskStatus, Input};
 use tandem_vmm::machine::memory::PAGE_SIZE;
 use tandem_vmm::machine::time::VirtualTime;
@@ -33,6 +34,7 @@ fn stop_image() -> StopImage {
         xcrs: vec![0; 392],
         xsave: vec![0; 4096],
         msrs: vec![(0x277, 0x0007_0406_0007_0406)],
+        captured: CapturedState { tsc: 5120, tsc_aux: 1, digest: 7 },
     };
     StopImage { vcpu, pages: vec![3, 9], contents: vec![7; 2 * PAGE_SIZE] }
 }
@@ -46,7 +48,7 @@ fn wire() -> Vec<u8> {
     let facts = BootFacts { seed: [7; 32], wall_clock: 1_700_000_000 };
     let mut wire = vec![0; frame::frame_len(facts.encode().len())];
     frame::encode(&header(Kind::State, 1), &facts.encode(), &mut wire).unwrap();
-    let mut builder = BatchBuilder::new(0, VirtualTime::ZERO);
+    let mut builder = BatchBuilder::new(0, VirtualTime::ZERO, 0);
     let time = |ns| Input::Time(VirtualTime::from_nanos(ns));
     builder.input(1, &time(1_000));
     builder.input(2, &Input::Packet { nic: 0, frame: &[0x55; 60] });
@@ -54,7 +56,9 @@ fn wire() -> Vec<u8> {
     let mut frames = FrameBuf::new();
     wire.extend_from_slice(frames.encode(&header(Kind::Batch, 2), builder.seal(4, 0x1234)).unwrap());
     builder.begin();
-    builder.forced_stop(5, &stop_image().pack(true).unwrap());
+    builder.captured(Trap::Rdtsc, 4096);
+    builder.captured(Trap::Rdtscp, 5120);
+    builder.forced_stop(5, &stop_image().pack(true).unwrap(), 0);
     builder.input(5, &time(9_000_000_000));
     builder.input(6, &Input::Console(b"x"));
     builder.input(7, &Input::DiskDone { disk: 0, tag: 1, status: DiskStatus::Ok, data: &[1; 512] });

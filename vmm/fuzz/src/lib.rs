@@ -15,6 +15,7 @@ use tandem_vmm::machine::virtio::console::Console;
 use tandem_vmm::machine::virtio::net::Net;
 use tandem_vmm::machine::virtio::rng::Rng;
 use tandem_vmm::replay::batch::ArchivedBatch;
+use tandem_vmm::replay::captured::Captured;
 use tandem_vmm::replay::player::{Event, Player};
 use tandem_vmm::replay::stop::{StopCounts, StopImage};
 
@@ -26,6 +27,7 @@ pub struct Backup {
     ram: GuestRam,
     board: Board,
     player: Player,
+    captured: Captured,
     point: u64,
     stops: StopCounts,
 }
@@ -41,14 +43,15 @@ impl Backup {
             VirtioDevice::Console(Console::new()),
         ];
         let board = Board::new(facts.wall_clock, &ram, devices, false).expect("four slots");
-        let player = Player::new(0, VirtualTime::ZERO);
-        Self { ram, board, player, point: 0, stops: StopCounts::default() }
+        let (player, captured) = (Player::new(0, VirtualTime::ZERO), Captured::new(0));
+        Self { ram, board, player, captured, point: 0, stops: StopCounts::default() }
     }
 
     /// Reads a batch and applies what is in it. `None`: it was refused.
     pub fn batch(&mut self, payload: &[u8]) -> Option<()> {
         let batch = rkyv::access::<ArchivedBatch, Error>(payload).ok()?;
         self.player.begin(batch).ok()?;
+        self.captured.add(&batch.captured).ok()?;
         while let Some((point, event)) = self.player.peek(batch).ok()? {
             assert!(point >= self.point, "a point goes back");
             assert!(point <= self.player.horizon().saturating_add(1), "a point behind the horizon");
@@ -57,8 +60,8 @@ impl Backup {
                     std::hint::black_box(self.board.accepts(&input, self.ram.memory()));
                     self.board.apply(&input, self.ram.memory(), &mut Dropped).ok()?;
                 }
-                Event::ForcedStop(packed) => {
-                    let image = StopImage::unpack(packed).ok()?;
+                Event::ForcedStop { image, captured: _ } => {
+                    let image = StopImage::unpack(image).ok()?;
                     image.load_pages(&self.ram, &mut self.stops).ok()?;
                     std::hint::black_box(image.vcpu.general().is_ok());
                 }

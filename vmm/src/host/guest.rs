@@ -5,16 +5,18 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use std::{fs, io};
 
+use kvm_bindings::kvm_cpuid_entry2;
+use kvm_ioctls::Kvm;
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::config::{Config, Kernel};
+use super::config::{Config, Kernel, Tsc};
 use super::embedded;
 use super::io::disk::{self, DiskError};
 use super::paging;
 use crate::machine::board::DOORBELL_ADDRESS;
 use crate::machine::boot::SEED_LEN;
-use crate::machine::vm::{DiskConfig, MachineConfig, NicConfig};
+use crate::machine::vm::{DiskConfig, Machine, MachineConfig, MachineError, NicConfig};
 
 /// First bytes of encoded [`BootFacts`].
 const FACTS_TAG: &[u8; 8] = b"TDMBOOT1";
@@ -109,6 +111,7 @@ pub struct Guest {
     initrd: Option<Vec<u8>>,
     command_line: String,
     embedded: bool,
+    trapped_tsc: bool,
     nics: Vec<NicConfig>,
     disks: Vec<DiskConfig>,
 }
@@ -150,7 +153,17 @@ impl Guest {
             .map(|d| Ok(DiskConfig { sectors: disk::sectors(&d.path)?, read_only: d.read_only }))
             .collect::<Result<_, DiskError>>()?;
         let nics = config.nets.iter().map(|net| NicConfig { mac: net.mac.bytes() }).collect();
-        Ok(Self { ram: config.machine.memory, kernel, initrd, command_line, embedded, nics, disks })
+        let trapped_tsc = config.machine.tsc == Tsc::Trapped;
+        Ok(Self {
+            ram: config.machine.memory,
+            kernel,
+            initrd,
+            command_line,
+            embedded,
+            trapped_tsc,
+            nics,
+            disks,
+        })
     }
 
     /// Whether the machine has what its guest cannot do without.
@@ -183,7 +196,16 @@ impl Guest {
             dirty_log,
             shadow_paging: paging::shadow(),
             doorbell: self.embedded,
+            trapped_tsc: self.trapped_tsc,
         }
+    }
+
+    /// What CPUID will show the guest on this host.
+    ///
+    /// # Errors
+    /// When KVM does not say what it supports.
+    pub fn cpuid(&self, system: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, MachineError> {
+        Machine::guest_cpuid(system, self.trapped_tsc)
     }
 
     /// What two sides must agree on, part by part. `cpuid` is what the guest will see.
@@ -205,6 +227,11 @@ impl Guest {
                 "devices",
                 xxh3_64(devices.as_bytes()),
                 format!("{} network, {} disk", self.nics.len(), self.disks.len()),
+            ),
+            part(
+                "TSC",
+                u64::from(self.trapped_tsc),
+                if self.trapped_tsc { "trapped" } else { "hidden" }.to_owned(),
             ),
             part("CPUID", xxh3_64(cpuid), format!("{:016x}", xxh3_64(cpuid))),
         ]

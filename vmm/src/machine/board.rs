@@ -206,6 +206,8 @@ impl Board {
             Exit::PortIn { port, .. } | Exit::PortOut { port, .. } => {
                 timed.iter().any(|d| d.ports().iter().any(|range| range.contains(port)))
             }
+            // The pause is there for an input, which may need the time; and the log finds it by its reading.
+            Exit::Captured => true,
             _ => false,
         }
     }

@@ -11,6 +11,9 @@ pub mod devices;
 /// Which device answers which address.
 pub mod board;
 
+/// Instructions that the kernel module captures.
+pub mod captured;
+
 /// Puts a kernel into guest memory and a vCPU at its entry.
 pub mod boot;
 

@@ -1,18 +1,22 @@
 //! The machine as a whole: memory, vCPU and board.
 
+use std::os::fd::AsRawFd;
+
 use kvm_bindings::{
     KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_USER_SPACE_MSR, KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_cpuid_entry2,
     kvm_enable_cap, kvm_regs, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
+use tandem_kmod_brain::trap::{ALL_TRAPS, Trap};
 use thiserror::Error;
 
 use super::board::{Board, InputError};
 use super::boot::{self, BootError, BootImage, SEED_LEN};
+use super::cpu::capture::{Capture, CaptureError, CaptureMode, GUEST_KHZ};
 use super::cpu::cpuid;
 use super::cpu::exit::Exit;
-use super::cpu::image::{ImageError, VcpuImage};
+use super::cpu::image::{CapturedState, ImageError, VcpuImage};
 use super::cpu::msr;
 use super::cpu::shadow;
 use super::cpu::vcpu::{Entered, Vcpu, VcpuError};
@@ -70,6 +74,8 @@ pub struct MachineConfig<'a> {
     /// Whether the machine has the embedded guest's doorbell page, at which the guest idles, and at which
     /// its network queues are served without notifications.
     pub doorbell: bool,
+    /// Whether the guest has a TSC, which the kernel module serves.
+    pub trapped_tsc: bool,
 }
 
 /// What a machine came upon.
@@ -93,6 +99,9 @@ pub enum MachineError {
     /// Too many devices.
     #[error(transparent)]
     Slots(#[from] NoSuchSlot),
+    /// The kernel module failed.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
     /// An input does not fit.
     #[error(transparent)]
     Input(#[from] InputError),
@@ -122,7 +131,14 @@ struct IdleRead {
 /// A virtual machine of one vCPU.
 #[derive(Debug)]
 pub struct Machine {
-    // Dropped in this order: the vCPU before its VM, the memory last.
+    // Dropped in this order: the module lets the vCPU go, the vCPU before its VM, the memory last.
+    pub(super) capture: Option<Capture>,
+    /// Captured instructions that were told of by [`Machine::count_captured`].
+    pub(super) counted: u64,
+    /// MSR TSC_AUX.
+    pub(super) tsc_aux: u64,
+    /// The virtual TSC in the image that was loaded last, which the module has not seen.
+    pub(super) tsc_before: u64,
     vcpu: Vcpu,
     vm: VmFd,
     board: Board,
@@ -161,13 +177,19 @@ impl Machine {
             // SAFETY: the region lies in the mapping of `ram`, which is dropped after the VM.
             unsafe { vm.set_user_memory_region(region) }.map_err(kvm("KVM_SET_USER_MEMORY_REGION"))?;
         }
-        let cpuid = Self::guest_cpuid(system)?;
+        let cpuid = Self::guest_cpuid(system, config.trapped_tsc)?;
         let vcpu = Vcpu::new(&vm)?;
         let table = cpuid::to_kvm(&cpuid)
             .map_err(|_| MachineError::Kvm("KVM_SET_CPUID2", kvm_ioctls::Error::new(libc::E2BIG)))?;
         vcpu.fd().set_cpuid2(&table).map_err(kvm("KVM_SET_CPUID2"))?;
         let board = Board::new(config.wall_clock, &ram, virtio_devices(config), config.doorbell)?;
-        let command_line = [config.command_line.to_owned(), board.command_line()].join(" ").trim().to_owned();
+        let capture = if config.trapped_tsc { Some(captured(&vcpu, &cpuid)?) } else { None };
+        let mut command_line = [config.command_line.to_owned(), board.command_line()].join(" ");
+        if config.trapped_tsc {
+            // Calibration would take half a second of port reads, and a watchdog would find nothing.
+            command_line = format!("{command_line} tsc_early_khz={GUEST_KHZ} tsc=reliable");
+        }
+        let command_line = command_line.trim().to_owned();
         let image = BootImage {
             kernel: config.kernel,
             initrd: config.initrd,
@@ -176,18 +198,32 @@ impl Machine {
         };
         boot::load(ram.memory(), vcpu.fd(), &image)?;
         let (dirty, shadow_paging) = (DirtyLog::new(&ram), config.shadow_paging);
-        Ok(Self { vcpu, vm, board, dirty, idle_read: None, cpuid, command_line, shadow_paging, ram })
+        Ok(Self {
+            capture,
+            counted: 0,
+            tsc_aux: 0,
+            tsc_before: 0,
+            vcpu,
+            vm,
+            board,
+            dirty,
+            idle_read: None,
+            cpuid,
+            command_line,
+            shadow_paging,
+            ram,
+        })
     }
 
-    /// What CPUID shows every guest on this host.
+    /// What CPUID shows every guest on this host, with the module's TSC or without.
     ///
     /// # Errors
     /// When KVM does not say what it supports.
-    pub fn guest_cpuid(system: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, MachineError> {
+    pub fn guest_cpuid(system: &Kvm, trapped_tsc: bool) -> Result<Vec<kvm_cpuid_entry2>, MachineError> {
         let supported = system
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
-        Ok(cpuid::filter(supported.as_slice()))
+        Ok(cpuid::filter(supported.as_slice(), trapped_tsc))
     }
 
     /// Guest memory.
@@ -307,7 +343,18 @@ impl Machine {
             Exit::Halt if self.vcpu.interrupts_enabled() => return Ok(Emulated::Idle),
             // Nothing can end this: there are no NMIs.
             Exit::Halt => power = Some(PowerEvent::Off),
-            Exit::InterruptWindow => {}
+            // Nothing to do but to try again: the module serves the instruction then.
+            Exit::InterruptWindow | Exit::Captured => {}
+            Exit::MsrRead { index } if self.capture.is_some() && captured_msr(index) => {
+                let value = if index == msr::TSC_AUX { self.tsc_aux } else { self.captured_state().tsc };
+                self.vcpu.answer_msr(msr::Answer::Value(value));
+            }
+            Exit::MsrWrite { index, data } if self.capture.is_some() && captured_msr(index) => {
+                if index == msr::TSC_AUX {
+                    self.set_tsc_aux(data);
+                }
+                self.vcpu.answer_msr(msr::Answer::Value(0));
+            }
             Exit::MsrRead { index } => self.answer_msr(index, msr::read(index), out),
             Exit::MsrWrite { index, .. } => self.answer_msr(index, msr::write(index), out),
             Exit::Shutdown => power = Some(PowerEvent::Reset),
@@ -374,6 +421,7 @@ impl Machine {
         match self.vcpu.complete()? {
             Entered::Interrupted => Ok(()),
             Entered::Exit(exit) => Err(MachineError::Unfinished(exit)),
+            Entered::Paused => Err(MachineError::Unfinished(Exit::Captured)),
         }
     }
 
@@ -383,7 +431,7 @@ impl Machine {
     /// When KVM fails.
     pub fn capture_vcpu(&mut self) -> Result<VcpuImage, MachineError> {
         self.settle()?;
-        Ok(VcpuImage::capture(self.vcpu.fd())?)
+        Ok(VcpuImage::capture(self.vcpu.fd(), self.captured_state())?)
     }
 
     /// Loads the vCPU's state, after [`Machine::settle`]. Flushes the guest's TLB.
@@ -392,6 +440,7 @@ impl Machine {
     /// When KVM refuses it.
     pub fn load_vcpu(&mut self, image: &VcpuImage) -> Result<(), MachineError> {
         image.load(self.vcpu.fd())?;
+        self.load_captured(&image.captured)?;
         // KVM refreshes what it says about interrupts only on the way out of KVM_RUN.
         self.settle()
     }
@@ -447,7 +496,11 @@ impl Machine {
             Ok(()) | Err(MachineError::Unfinished(_)) => {}
             Err(error) => return Err(error),
         }
-        let image = VcpuImage::capture(self.vcpu.fd())?;
+        let image = VcpuImage::capture(self.vcpu.fd(), self.captured_state())?;
+        let CapturedState { tsc, tsc_aux, digest } = image.captured;
+        for (name, value) in [("virtual TSC", tsc), ("TSC_AUX", tsc_aux), ("captured instructions", digest)] {
+            sums.push((name.to_owned(), value));
+        }
         let parts: [(&str, &[u8]); 5] = [
             ("vCPU registers", &image.regs),
             ("vCPU special registers", &image.sregs),
@@ -470,6 +523,21 @@ impl Machine {
 fn keep_pending_exceptions(vm: &VmFd) -> Result<(), MachineError> {
     let cap = kvm_enable_cap { cap: KVM_CAP_EXCEPTION_PAYLOAD, args: [1, 0, 0, 0], ..Default::default() };
     vm.enable_cap(&cap).map_err(kvm("KVM_CAP_EXCEPTION_PAYLOAD"))
+}
+
+/// Registers the vCPU with the kernel module, to record from now on.
+fn captured(vcpu: &Vcpu, cpuid: &[kvm_cpuid_entry2]) -> Result<Capture, MachineError> {
+    // Without RDTSCP in CPUID, KVM itself makes the instruction fault.
+    let traps = if cpuid::has_rdtscp(cpuid) { ALL_TRAPS } else { ALL_TRAPS & !Trap::Rdtscp.bit() };
+    let mut capture = Capture::register(vcpu.fd().as_raw_fd(), traps)?;
+    capture.set_clock(0)?;
+    capture.set_mode(CaptureMode::Record)?;
+    Ok(capture)
+}
+
+/// The MSRs that a guest with a captured TSC has besides those of [`msr::PASSED`].
+const fn captured_msr(index: u32) -> bool {
+    matches!(index, msr::TSC | msr::TSC_AUX)
 }
 
 fn filter_msrs(vm: &VmFd) -> Result<(), MachineError> {

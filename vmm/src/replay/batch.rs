@@ -9,9 +9,9 @@ use rkyv::{Archive, Deserialize, Serialize};
 pub use super::entry::{ArchivedEntry, DISK_FAILED, Entry};
 
 /// What the archive layout is; goes into the handshake. Change it whenever a type below changes.
-pub const SCHEMA: &str = "batch-1 {base:u64 horizon:u64 time:u64 digest:u64 entries:[time{at,ns} \
+pub const SCHEMA: &str = "batch-2 {base:u64 horizon:u64 time:u64 digest:u64 entries:[time{at,ns} \
     time-long{at,lo,hi} packet{at,nic,start,len} disk{at,tag,start,len,tag_high,disk} serial{at,start,len} \
-    console{at,start,len} stop{at,start,len}] blob:[u8]} stop-image-2 vcpu-image-1";
+    console{at,start,len} stop{at,start,len,captured}] blob:[u8] captured:[u8]} stop-image-2 vcpu-image-2";
 
 /// A run of the log.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +30,9 @@ pub struct Batch {
     pub entries: Vec<Entry>,
     /// Their payloads.
     pub blob: Vec<u8>,
+    /// Values of captured instructions up to the horizon, in order, as `tandem_kmod_brain::codec` packs them.
+    /// The n-th that the guest executes gets the n-th: they need no positions.
+    pub captured: Vec<u8>,
 }
 
 /// Kinds of log traffic, for statistics.
@@ -45,14 +48,16 @@ pub enum Kind {
     Typed,
     /// Forced stops.
     ForcedStop,
+    /// Values of captured instructions.
+    Captured,
     /// Batches and frames around the entries.
     Framing,
 }
 
 impl Kind {
     /// All kinds, in the order of [`Kind::index`].
-    pub const ALL: [Self; 6] =
-        [Self::Time, Self::Packet, Self::Disk, Self::Typed, Self::ForcedStop, Self::Framing];
+    pub const ALL: [Self; 7] =
+        [Self::Time, Self::Packet, Self::Disk, Self::Typed, Self::ForcedStop, Self::Captured, Self::Framing];
 
     /// Position in [`Kind::ALL`].
     #[must_use]
@@ -69,6 +74,7 @@ impl Kind {
             Self::Disk => "disk",
             Self::Typed => "typed",
             Self::ForcedStop => "forced-stop",
+            Self::Captured => "captured",
             Self::Framing => "framing",
         }
     }
@@ -105,8 +111,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_takes_twenty_bytes_and_a_batch_less_than_fifty() {
+    fn an_entry_takes_twenty_bytes_and_a_batch_less_than_sixty() {
         assert_eq!(Entry::ARCHIVED_LEN, 20);
-        assert_eq!(EMPTY_BATCH_LEN, 48);
+        assert_eq!(EMPTY_BATCH_LEN, 56);
     }
 }

@@ -2,6 +2,10 @@
 //!
 //! Holds one batch whose vectors are reused: in the steady state nothing is allocated.
 
+use tandem_kmod_brain::codec::Codec;
+use tandem_kmod_brain::trap::Trap;
+
+use crate::machine::cpu::capture::QUANTUM;
 use crate::machine::input::{DiskStatus, Input};
 use crate::machine::time::VirtualTime;
 
@@ -20,13 +24,15 @@ pub struct BatchBuilder {
     points: Option<(u64, u64)>,
     /// Whether any entry of the batch is more than time.
     outside: bool,
+    /// How captured values are packed.
+    codec: Codec,
     traffic: Traffic,
 }
 
 impl BatchBuilder {
-    /// A builder whose first batch begins at `base` and `time`.
+    /// A builder whose first batch begins at `base` and `time`, with the virtual TSC last read as `tsc`.
     #[must_use]
-    pub fn new(base: u64, time: VirtualTime) -> Self {
+    pub fn new(base: u64, time: VirtualTime, tsc: u64) -> Self {
         let batch = Batch {
             base,
             horizon: base,
@@ -35,7 +41,9 @@ impl BatchBuilder {
             blob: Vec::with_capacity(BLOB_LIMIT / 4),
             ..Batch::default()
         };
-        Self { batch, time: time.as_nanos(), points: None, outside: false, traffic: Traffic::default() }
+        let codec = Codec::new(QUANTUM, tsc);
+        let traffic = Traffic::default();
+        Self { batch, time: time.as_nanos(), points: None, outside: false, codec, traffic }
     }
 
     /// Logs an input that took effect at `point`.
@@ -78,11 +86,20 @@ impl BatchBuilder {
         self.push(point, entry);
     }
 
-    /// Logs a forced stop, which is `point`, with its packed image.
-    pub fn forced_stop(&mut self, point: u64, image: &[u8]) {
+    /// Logs a forced stop, which is `point`, with its packed image, after `captured` instructions since the last
+    /// exit.
+    pub fn forced_stop(&mut self, point: u64, image: &[u8], captured: u64) {
         let at = self.at(point);
         let (start, len) = self.payload(image);
-        self.push(point, Entry::ForcedStop { at, start, len });
+        let captured = u32::try_from(captured).unwrap_or(u32::MAX);
+        self.push(point, Entry::ForcedStop { at, start, len, captured });
+    }
+
+    /// Logs the value of a captured instruction.
+    pub fn captured(&mut self, trap: Trap, value: u64) {
+        let encoded = self.codec.encode(trap, value);
+        self.batch.captured.extend_from_slice(encoded.as_bytes());
+        self.traffic.add(Kind::Captured, encoded.as_bytes().len());
     }
 
     fn push(&mut self, point: u64, entry: Entry) {
@@ -123,6 +140,12 @@ impl BatchBuilder {
         !self.batch.entries.is_empty()
     }
 
+    /// Whether there is anything that the guest's path depends on: entries, or values of captured instructions.
+    #[must_use]
+    pub const fn decides(&self) -> bool {
+        !self.batch.entries.is_empty() || !self.batch.captured.is_empty()
+    }
+
     /// Whether there are entries that came from outside: anything but time.
     #[must_use]
     pub const fn has_outside_entries(&self) -> bool {
@@ -147,7 +170,7 @@ impl BatchBuilder {
     /// Whether the batch has grown so much that it has to be sealed at `point`.
     #[must_use]
     pub const fn must_seal(&self, point: u64) -> bool {
-        self.batch.blob.len() >= BLOB_LIMIT
+        self.batch.blob.len() + self.batch.captured.len() >= BLOB_LIMIT
             || self.batch.entries.len() >= 4096
             || point - self.batch.base >= 1 << 31
     }
@@ -169,6 +192,7 @@ impl BatchBuilder {
         self.batch.blob.clear();
         self.points = None;
         self.outside = false;
+        self.batch.captured.clear();
     }
 
     /// Traffic so far.

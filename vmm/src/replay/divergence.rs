@@ -56,6 +56,11 @@ pub enum Difference {
         /// Sum as replayed.
         found: u64,
     },
+    /// A captured instruction where the recording has none, or another one.
+    Captured {
+        /// What the replay found instead of what was recorded.
+        found: &'static str,
+    },
     /// One side ended before the other.
     End {
         /// The point at which the recording ended.
@@ -81,6 +86,7 @@ impl fmt::Display for Divergence {
             Difference::State { part, expected, found } => {
                 write!(f, "state of {part} expected {expected:#018x}, found {found:#018x}")
             }
+            Difference::Captured { found } => write!(f, "{found}"),
             Difference::End { expected, found } => {
                 write!(f, "the recording ended at point {expected}, the replay at {found}")
             }

@@ -81,6 +81,8 @@ pub enum Entry {
         start: u32,
         /// Its bytes.
         len: u32,
+        /// Captured instructions between the last exit and the stop: a follower does not execute them.
+        captured: u32,
     },
 }
 

@@ -1,14 +1,17 @@
 //! Follows: applies the inputs of a log at their points, and compares digests.
 
 use rkyv::rancor::Error as RkyvError;
+use tandem_kmod_brain::abi::Pause;
 use thiserror::Error;
 
+use crate::machine::cpu::capture::CaptureError;
 use crate::machine::memory::PAGE_SIZE;
 use crate::machine::output::Outputs;
 use crate::machine::time::VirtualTime;
 use crate::machine::vm::MachineError;
 
 use super::batch::{ArchivedBatch, Traffic};
+use super::captured::Captured;
 use super::divergence::{Difference, Divergence};
 use super::player::{Event, LogError, Player};
 use super::run::{Driver, Flow, Phase, Run};
@@ -56,6 +59,9 @@ pub enum FollowError<E: std::error::Error + 'static> {
     /// The machine failed.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// The kernel module failed.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
     /// The log cannot be read.
     #[error(transparent)]
     Source(E),
@@ -69,6 +75,8 @@ pub struct Follower<B, O> {
     /// Where outputs go; nowhere, for a backup.
     pub outputs: O,
     player: Player,
+    /// Values of captured instructions that the guest has not executed yet.
+    captured: Captured,
     /// Whether the current batch was validated and begun.
     begun: bool,
     /// Whether the digest at the current batch's horizon was compared.
@@ -103,6 +111,7 @@ where
             batches,
             outputs,
             player: Player::new(run.point(), run.machine.now()),
+            captured: Captured::new(run.machine.tsc()),
             begun: false,
             compared: true,
             parts: Vec::new(),
@@ -145,6 +154,8 @@ where
         let batch = rkyv::access::<ArchivedBatch, RkyvError>(self.batches.current())
             .map_err(|_| FollowError::Archive)?;
         self.player.begin(batch)?;
+        let values = self.captured.add(&batch.captured).map_err(|at| LogError::Captured { at })?;
+        self.player.count_captured(values, batch.captured.len());
         self.begun = true;
         self.compared = false;
         Ok(true)
@@ -248,11 +259,16 @@ where
             if self.begun {
                 let batch = archived(self.batches.current());
                 match self.player.peek(batch)? {
-                    Some((point, event)) if point == run.point() + 1 => {
-                        let Event::ForcedStop(packed) = event else { return Ok(Flow::Continue) };
-                        self.player.take(point, &event);
-                        if is_last(packed).ok_or(StopError::Damaged("no mark"))? {
-                            let parts = self.parts.iter().map(Vec::as_slice).chain([packed]);
+                    // What was captured since the exit before happened on the other side only: its effects are
+                    // in the image.
+                    Some((point, Event::ForcedStop { image, captured }))
+                        if point == run.point() + 1 + u64::from(captured) =>
+                    {
+                        self.player.take(point, &Event::ForcedStop { image, captured });
+                        if is_last(image).ok_or(StopError::Damaged("no mark"))? {
+                            self.captured.skip(captured.into()).map_err(|at| LogError::Captured { at })?;
+                            run.skip_captured(captured.into());
+                            let parts = self.parts.iter().map(Vec::as_slice).chain([image]);
                             load(parts, &mut run.machine, &mut self.stops)?;
                             self.parts.clear();
                             run.replace_entry();
@@ -262,17 +278,35 @@ where
                         if (self.parts.len() * PART_PAGES) as u64 >= pages {
                             return Err(StopError::Damaged("more parts than there is memory").into());
                         }
-                        self.parts.push(packed.to_vec());
+                        self.parts.push(image.to_vec());
                         continue;
                     }
-                    Some((point, _)) if point > run.point() => return Ok(Flow::Continue),
+                    Some((point, event)) if point > run.point() => {
+                        let exit = match event {
+                            Event::ForcedStop { captured, .. } => point - 1 - u64::from(captured),
+                            Event::Input(_) => point,
+                        };
+                        if exit <= run.point() {
+                            return Err(Self::diverged(
+                                run,
+                                Difference::Captured { found: "captured instructions behind a forced stop" },
+                            ));
+                        }
+                        let stretch = exit - run.point() - 1;
+                        self.captured.allow(&mut run.machine, stretch)?;
+                        return Ok(Flow::Continue);
+                    }
                     Some((point, _)) => {
                         return Err(Self::diverged(
                             run,
                             Difference::End { expected: point, found: run.point() },
                         ));
                     }
-                    None if self.player.horizon() > run.point() => return Ok(Flow::Continue),
+                    None if self.parts.is_empty() && self.player.horizon() > run.point() => {
+                        let stretch = self.player.horizon() - run.point() - 1;
+                        self.captured.allow(&mut run.machine, stretch)?;
+                        return Ok(Flow::Continue);
+                    }
                     None => {}
                 }
             }
@@ -285,5 +319,32 @@ where
     fn interrupted(&mut self, run: &mut Run) -> Result<Flow, Self::Error> {
         debug_assert!(run.phase() == Phase::Ready, "only an entry can be interrupted");
         Ok(Flow::Continue)
+    }
+
+    fn captured(&mut self, _run: &mut Run, count: u64) -> Result<(), Self::Error> {
+        Ok(self.captured.executed(count).map_err(|at| LogError::Captured { at })?)
+    }
+
+    fn paused(&mut self, run: &mut Run) -> Result<bool, Self::Error> {
+        let found = match run.machine.captured_pause() {
+            // The recorder's pauses have an entry. Others are this side's own: a full ring was shorter than the
+            // stretch.
+            Some(Pause::Limit | Pause::Empty) => {
+                let next =
+                    if self.begun { self.player.peek(archived(self.batches.current()))? } else { None };
+                if let Some((point, Event::Input(_))) = next
+                    && point == run.point() + 1
+                {
+                    return Ok(true);
+                }
+                if self.captured.can_go_on() {
+                    return Ok(false);
+                }
+                "an instruction to be captured where the recording has none"
+            }
+            Some(Pause::Diverged) => "another instruction to be captured than the recorded one",
+            _ => return Err(CaptureError::Damaged.into()),
+        };
+        Err(Self::diverged(run, Difference::Captured { found }))
     }
 }

@@ -9,6 +9,9 @@ pub mod batch;
 /// Builds batches as a machine runs.
 pub mod builder;
 
+/// Values of captured instructions, for a follower.
+pub mod captured;
+
 /// One logged input.
 pub mod entry;
 

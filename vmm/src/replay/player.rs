@@ -45,6 +45,12 @@ pub enum LogError {
         /// Bytes there are.
         blob: usize,
     },
+    /// The captured values cannot be unpacked.
+    #[error("the captured values of a batch are damaged at byte {at}")]
+    Captured {
+        /// Byte offset.
+        at: usize,
+    },
     /// Virtual time would overflow.
     #[error("entry {entry} moves virtual time past its range")]
     Time {
@@ -58,8 +64,13 @@ pub enum LogError {
 pub enum Event<'a> {
     /// An input.
     Input(Input<'a>),
-    /// A forced stop with its packed image; the stop is a point of its own.
-    ForcedStop(&'a [u8]),
+    /// A forced stop; the stop is a point of its own.
+    ForcedStop {
+        /// Its packed image.
+        image: &'a [u8],
+        /// Captured instructions since the exit before.
+        captured: u32,
+    },
 }
 
 impl Event<'_> {
@@ -71,7 +82,7 @@ impl Event<'_> {
             Self::Input(Input::Packet { .. }) => Kind::Packet,
             Self::Input(Input::DiskDone { .. }) => Kind::Disk,
             Self::Input(Input::Serial(_) | Input::Console(_)) => Kind::Typed,
-            Self::ForcedStop(_) => Kind::ForcedStop,
+            Self::ForcedStop { .. } => Kind::ForcedStop,
         }
     }
 
@@ -82,7 +93,7 @@ impl Event<'_> {
             Self::Input(Input::Time(_)) => &[],
             Self::Input(Input::Packet { frame: bytes, .. } | Input::DiskDone { data: bytes, .. })
             | Self::Input(Input::Serial(bytes) | Input::Console(bytes))
-            | Self::ForcedStop(bytes) => bytes,
+            | Self::ForcedStop { image: bytes, .. } => bytes,
         }
     }
 }
@@ -127,6 +138,12 @@ impl Player {
         self.horizon = batch.horizon.to_native();
         self.traffic.add(Kind::Framing, EMPTY_BATCH_LEN);
         Ok(())
+    }
+
+    /// Counts captured values that were unpacked from a batch.
+    pub const fn count_captured(&mut self, values: u64, bytes: usize) {
+        self.traffic.count[Kind::Captured.index()] += values;
+        self.traffic.bytes[Kind::Captured.index()] += bytes as u64;
     }
 
     /// The point up to which all inputs are known.
@@ -183,8 +200,9 @@ impl Player {
             ArchivedEntry::Console { at, start, len } => {
                 (at, Event::Input(Input::Console(payload(start.into(), len.into())?)))
             }
-            ArchivedEntry::ForcedStop { at, start, len } => {
-                (at, Event::ForcedStop(payload(start.into(), len.into())?))
+            ArchivedEntry::ForcedStop { at, start, len, captured } => {
+                let image = payload(start.into(), len.into())?;
+                (at, Event::ForcedStop { image, captured: captured.to_native() })
             }
         };
         let point = batch.base.to_native().saturating_add(at.to_native().into());
@@ -247,7 +265,7 @@ mod tests {
         #[test]
         fn what_was_logged_is_played_in_order_and_at_its_point(ops in proptest::collection::vec(op(), 0..60)) {
             let (mut point, mut time) = (7, 1000);
-            let mut builder = BatchBuilder::new(point, VirtualTime::from_nanos(time));
+            let mut builder = BatchBuilder::new(point, VirtualTime::from_nanos(time), 0);
             let mut wanted: Vec<(u64, String)> = Vec::new();
             let mut batches = Vec::new();
             for op in &ops {
@@ -261,8 +279,8 @@ mod tests {
                     Op::Serial(b) => Some(Input::Serial(b)),
                     Op::Stop(image) => {
                         point += 1;
-                        builder.forced_stop(point, image);
-                        wanted.push((point, format!("{:?}", Event::ForcedStop(image))));
+                        builder.forced_stop(point, image, 3);
+                        wanted.push((point, format!("{:?}", Event::ForcedStop { image, captured: 3 })));
                         None
                     }
                     Op::Points(n) => { point += n; None }
@@ -293,7 +311,7 @@ mod tests {
         fn damaged_batches_are_refused_or_read_but_never_panic(
             flips in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..8),
         ) {
-            let mut builder = BatchBuilder::new(0, VirtualTime::ZERO);
+            let mut builder = BatchBuilder::new(0, VirtualTime::ZERO, 0);
             builder.input(1, &Input::Packet { nic: 0, frame: &[1; 60] });
             builder.input(2, &Input::Time(VirtualTime::from_nanos(5)));
             builder.input(2, &Input::Serial(b"x"));
@@ -343,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_missing_batch_is_noticed() {
-        let mut builder = BatchBuilder::new(0, VirtualTime::ZERO);
+        let mut builder = BatchBuilder::new(0, VirtualTime::ZERO, 0);
         builder.seal(5, 0);
         builder.begin();
         let bytes = archive(builder.seal(9, 0));

@@ -2,10 +2,15 @@
 //!
 //! The same driver runs an unprotected machine: its log then takes nothing.
 
+use tandem_kmod_brain::abi::Pause;
+
+use crate::machine::cpu::capture::CaptureError;
+use crate::machine::cpu::exit::Exit;
 use crate::machine::input::Input;
 use crate::machine::memory::PAGE_SIZE;
 use crate::machine::output::Outputs;
 use crate::machine::time::VirtualTime;
+use crate::machine::vm::MachineError;
 
 use super::batch::{Batch, Traffic};
 use super::builder::BatchBuilder;
@@ -129,7 +134,7 @@ pub struct Recorder<I, L> {
 
 impl<I: Inputs, L: Log> Recorder<I, L>
 where
-    L::Error: From<StopError> + From<crate::machine::vm::MachineError>,
+    L::Error: From<StopError> + From<MachineError>,
 {
     /// A recorder that takes `run` up where it stands.
     #[must_use]
@@ -138,7 +143,7 @@ where
         Self {
             inputs,
             log,
-            builder: BatchBuilder::new(run.point(), run.machine.now()),
+            builder: BatchBuilder::new(run.point(), run.machine.now(), run.machine.tsc()),
             pace,
             resets: ResetPolicy::new(now),
             stop_pace: StopPace::default(),
@@ -222,7 +227,7 @@ where
     fn bind_outputs(&mut self, run: &Run) {
         let (point, base) = (run.point(), self.builder.base());
         self.gains = output_commit::is_near(point, base, self.long) && self.builder.lies_before(point);
-        let relies = output_commit::may_rely(point, base, self.builder.has_entries(), self.long);
+        let relies = output_commit::may_rely(point, base, self.builder.decides(), self.long);
         self.log.wait_for_next(!self.log.enabled() || !relies);
     }
 
@@ -268,7 +273,7 @@ where
             for part in 0..stopped.parts() {
                 let packed = stopped.pack(part, run.machine.ram())?;
                 self.stops.packed_bytes += packed.len() as u64;
-                self.builder.forced_stop(run.point() + 1, &packed);
+                self.builder.forced_stop(run.point() + 1, &packed, run.captured_since());
                 if part + 1 < stopped.parts() && self.builder.must_seal(run.point()) {
                     self.commit_at(run, run.point())?;
                 }
@@ -282,7 +287,7 @@ where
 
 impl<I: Inputs, L: Log> Driver for Recorder<I, L>
 where
-    L::Error: From<StopError> + From<crate::machine::vm::MachineError>,
+    L::Error: From<StopError> + From<MachineError>,
 {
     type Error = L::Error;
 
@@ -309,7 +314,9 @@ where
             Phase::Idle => run.machine.wake_reads_clock(),
             _ => false,
         };
-        if due || (reads_clock && now.since(run.machine.now()) > self.pace.quantum) {
+        // The reading is what a follower finds a pause by, however small.
+        let paused = run.phase() == Phase::Exited(Exit::Captured);
+        if due || paused || (reads_clock && now.since(run.machine.now()) > self.pace.quantum) {
             self.apply(run, now)?;
         }
         if self.log.enabled() && self.resets.due(now.as_nanos()) {
@@ -361,6 +368,14 @@ where
         self.note_outputs();
         let unsent_since = *self.unsent_since.get_or_insert(self.last_point);
         let urgent = self.log.urgent();
+        if run.captured_since() != 0 {
+            // No place where the log can end; its outputs were committed at the exit before.
+            if self.inputs.leave() {
+                let cpu = self.inputs.cpu_time();
+                self.force_stop(run, self.last_point, cpu)?;
+            }
+            return Ok(Flow::Continue);
+        }
         if !self.log.enabled() {
             if urgent {
                 self.log.idle();
@@ -388,6 +403,11 @@ where
         }
         // The host interrupts every half bound. The first time at a point only starts the clock, so
         // that two halves make the whole; a guest that was not run in between has not computed.
+        let waits = self.inputs.pending() || run.machine.deadline().is_some_and(|deadline| deadline <= now);
+        if waits {
+            // Where the guest reads its TSC, it can be stopped for the price of a log entry.
+            run.machine.limit_captured(Some(0));
+        }
         let (point, since) = self.computing;
         if point != run.point() {
             self.computing = (run.point(), cpu);
@@ -397,17 +417,39 @@ where
             return Ok(Flow::Continue);
         }
         // It computes for long: the backup may as well come this far.
-        if self.has_entries() {
+        if self.has_entries() && run.captured_since() == 0 {
             self.commit(run)?;
         }
         self.long = true;
         let computed = cpu.saturating_sub(since);
-        let waits = self.inputs.pending() || run.machine.deadline().is_some_and(|deadline| deadline <= now);
         let longest = self.pace.bound * IDLE_BOUNDS;
         let long = (waits && computed >= self.pace.bound / 4) || computed >= longest;
         if long && self.stop_pace.may_stop(cpu, longest) {
             self.force_stop(run, now.as_nanos(), cpu)?;
         }
         Ok(Flow::Continue)
+    }
+
+    fn captured(&mut self, run: &mut Run, _count: u64) -> Result<(), L::Error> {
+        // No output that left early came behind a value that was not logged yet.
+        self.debt = None;
+        while let Some(entry) = run.machine.take_captured().map_err(MachineError::from)? {
+            if self.log.enabled() {
+                self.builder.captured(entry.trap, entry.value);
+            }
+        }
+        Ok(())
+    }
+
+    fn paused(&mut self, run: &mut Run) -> Result<bool, L::Error> {
+        // Somebody waits, or the ring was full: a point either way, and the guest may go on behind it.
+        self.debt = None;
+        run.machine.limit_captured(None);
+        match run.machine.captured_pause() {
+            Some(Pause::Corrupt | Pause::Layout) | None => {
+                Err(MachineError::from(CaptureError::Damaged).into())
+            }
+            Some(_) => Ok(true),
+        }
     }
 }

@@ -80,6 +80,17 @@ pub trait Driver {
     /// # Errors
     /// As the driver sees fit.
     fn interrupted(&mut self, run: &mut Run) -> Result<Flow, Self::Error>;
+    /// The kernel module has served so many instructions since the last call; they are counted as points.
+    ///
+    /// # Errors
+    /// As the driver sees fit.
+    fn captured(&mut self, run: &mut Run, count: u64) -> Result<(), Self::Error>;
+    /// The kernel module has paused the guest in front of an instruction that it captures. True: this is a
+    /// point; false: the guest can go on.
+    ///
+    /// # Errors
+    /// As the driver sees fit.
+    fn paused(&mut self, run: &mut Run) -> Result<bool, Self::Error>;
 }
 
 /// A machine and how far it has come.
@@ -95,6 +106,10 @@ pub struct Run {
     pub exits: [u64; Exit::KINDS.len()],
     /// Forced stops so far.
     pub forced_stops: u64,
+    /// Captured instructions so far.
+    pub captured: u64,
+    /// Captured instructions since the last exit or forced stop.
+    since: u64,
 }
 
 impl Run {
@@ -109,6 +124,8 @@ impl Run {
             last: ExitRecord::default(),
             exits: [0; Exit::KINDS.len()],
             forced_stops: 0,
+            captured: 0,
+            since: 0,
         }
     }
 
@@ -153,7 +170,7 @@ impl Run {
 
     /// Deterministic exits by name.
     pub fn exits_by_name(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        Exit::KINDS.into_iter().zip(self.exits)
+        Exit::KINDS.into_iter().zip(self.exits).chain([("captured", self.captured)])
     }
 
     /// Guest instruction pointer at the last exit.
@@ -166,13 +183,32 @@ impl Run {
     /// or loaded the machine's state there.
     pub fn replace_entry(&mut self) {
         self.point += 1;
+        self.since = 0;
         self.forced_stops += 1;
         self.phase = Phase::Stopped;
     }
 
+    /// Captured instructions since the last exit or forced stop. If there are any, the guest stands behind one
+    /// of them, and the log cannot end here: only the module can stop a follower there, and only in front of the
+    /// next.
+    #[must_use]
+    pub const fn captured_since(&self) -> u64 {
+        self.since
+    }
+
+    /// Counts instructions that were captured elsewhere: those before a forced stop whose image holds what came
+    /// of them.
+    pub fn skip_captured(&mut self, count: u64) {
+        self.point += count;
+        self.captured += count;
+        self.since += count;
+    }
+
     fn reached(&mut self, exit: Exit) -> Result<(), MachineError> {
         let regs = self.machine.regs()?;
-        self.last = ExitRecord::new(&exit, self.machine.port_output(&exit), &regs);
+        let captured = (self.since, self.machine.captured_digest());
+        self.last = ExitRecord::new(&exit, self.machine.port_output(&exit), &regs, captured);
+        self.since = 0;
         self.digest = self.last.fold(self.digest);
         self.exits[exit.kind()] += 1;
         self.point += 1;
@@ -237,13 +273,23 @@ fn step<D: Driver>(run: &mut Run, driver: &mut D) -> Result<Flow, D::Error> {
     if flow == Flow::Leave || run.phase != Phase::Ready {
         return Ok(flow);
     }
-    match run.machine.enter()? {
-        Entered::Exit(exit) => {
-            run.reached(exit)?;
-            let record = run.last;
-            driver.exited(run, &record)?;
-            Ok(Flow::Continue)
-        }
-        Entered::Interrupted => driver.interrupted(run),
+    let entered = run.machine.enter()?;
+    let captured = run.machine.count_captured();
+    if captured != 0 {
+        run.skip_captured(captured);
+        driver.captured(run, captured)?;
     }
+    match entered {
+        Entered::Exit(exit) => reached(run, driver, exit),
+        Entered::Interrupted => driver.interrupted(run),
+        Entered::Paused if driver.paused(run)? => reached(run, driver, Exit::Captured),
+        Entered::Paused => Ok(Flow::Continue),
+    }
+}
+
+fn reached<D: Driver>(run: &mut Run, driver: &mut D, exit: Exit) -> Result<Flow, D::Error> {
+    run.reached(exit)?;
+    let record = run.last;
+    driver.exited(run, &record)?;
+    Ok(Flow::Continue)
 }

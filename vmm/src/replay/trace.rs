@@ -1,6 +1,7 @@
 //! The record of every exit, for verification.
 //!
-//! Each deterministic exit is 22 words: what it was, what data it carried, and all general registers.
+//! Each deterministic exit is 24 words: what it was, what data it carried, all general registers, and
+//! what was captured in the kernel before it.
 //! The digest folds them; a recording made for verification also keeps them, so that a difference can be
 //! named by register. A record stores only the words that changed against the exit before.
 
@@ -11,7 +12,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use crate::machine::cpu::exit::Exit;
 
 /// Words per exit.
-pub const WORD_COUNT: usize = 22;
+pub const WORD_COUNT: usize = 24;
 
 /// Their names, in order.
 pub const WORDS: [&str; WORD_COUNT] = [
@@ -37,6 +38,8 @@ pub const WORDS: [&str; WORD_COUNT] = [
     "r15",
     "rip",
     "rflags",
+    "captured instructions",
+    "digest of captured instructions",
 ];
 
 /// Number of RIP in [`WORDS`].
@@ -57,9 +60,10 @@ impl Default for ExitRecord {
 }
 
 impl ExitRecord {
-    /// The record of an exit. `port_data` is what a port write carries, else empty.
+    /// The record of an exit. `port_data` is what a port write carries, else empty; `captured` is how many
+    /// instructions were captured since the exit before, and the digest of all of them.
     #[must_use]
-    pub fn new(exit: &Exit, port_data: &[u8], r: &kvm_regs) -> Self {
+    pub fn new(exit: &Exit, port_data: &[u8], r: &kvm_regs, captured: (u64, u64)) -> Self {
         let [kind, address, data] = exit.words();
         let carried = match port_data.len() {
             0 => 0,
@@ -89,6 +93,8 @@ impl ExitRecord {
             r.r15,
             r.rip,
             r.rflags & !RESUME_FLAG,
+            captured.0,
+            captured.1,
         ])
     }
 
@@ -225,7 +231,7 @@ mod tests {
         #[test]
         fn records_come_back_as_written(
             runs in proptest::collection::vec(proptest::collection::vec(
-                proptest::array::uniform22(prop_oneof![Just(0u64), any::<u64>()]), 0..20), 0..4),
+                proptest::array::uniform24(prop_oneof![Just(0u64), any::<u64>()]), 0..20), 0..4),
         ) {
             let (mut writer, mut reader) = (TraceWriter::default(), TraceReader::default());
             for run in &runs {
@@ -250,7 +256,7 @@ mod tests {
 
         #[test]
         fn any_changed_word_changes_the_digest(
-            words in proptest::array::uniform22(any::<u64>()), i in 0..WORD_COUNT, flip in 1u64..,
+            words in proptest::array::uniform24(any::<u64>()), i in 0..WORD_COUNT, flip in 1u64..,
         ) {
             let mut other = words;
             other[i] ^= flip;

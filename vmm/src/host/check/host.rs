@@ -4,9 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use tandem_kmod_brain::abi;
+use tandem_kmod_brain::trap::Trap;
+
 use super::probe::{Probe, ask};
 use super::report::{Item, Report};
 use crate::host::config::NetConfig;
+use crate::machine::cpu::capture::{self, CaptureError};
 
 /// Adds the findings that need no config.
 pub(super) fn look(report: &mut Report, tandem: &Path) {
@@ -15,7 +19,6 @@ pub(super) fn look(report: &mut Report, tandem: &Path) {
     report.add(huge_pages());
     report.add(clock());
     report.add(processors());
-    report.add(module());
     report.add(verbs());
 }
 
@@ -129,11 +132,27 @@ fn processors() -> Item {
     Item::ok("processors", found)
 }
 
-fn module() -> Item {
-    if Path::new("/sys/module/tandem").exists() {
-        return Item::note("kernel module", "tandem is loaded, but this version does not use it: TSC hidden");
+/// The kernel module; `needed` by a config that says `tsc = "trapped"`.
+pub(super) fn module(needed: bool) -> Item {
+    let item = "kernel module";
+    match capture::probe() {
+        Ok(info) => {
+            let traps: Vec<_> = Trap::ALL
+                .iter()
+                .filter(|trap| info.traps & trap.bit() != 0)
+                .map(|trap| trap.name())
+                .collect();
+            let isa = if info.isa == abi::ISA_SVM { "AMD-V" } else { "VT-x" };
+            let usage = if needed { "" } else { "; guests have it with tsc = \"trapped\"" };
+            Item::ok(item, format!("tandem traps {} on {isa}{usage}", traps.join(", ")))
+        }
+        Err(error) if needed => Item::fail(item, format!("tsc = \"trapped\": {error}"))
+            .remedy("build and load it (kmod/README.md), or say tsc = \"hidden\""),
+        Err(CaptureError::Open(_)) => {
+            Item::note(item, "tandem is not loaded: the TSC is hidden from guests, not trapped")
+        }
+        Err(error) => Item::note(item, error.to_string()),
     }
-    Item::note("kernel module", "tandem is not loaded: the TSC is hidden from guests, not trapped")
 }
 
 fn verbs() -> Item {

@@ -18,7 +18,7 @@ mod trials;
 use std::io::Write;
 use std::path::Path;
 
-use super::config::{Config, Kernel};
+use super::config::{Config, Kernel, Tsc};
 use super::guest::Guest;
 
 pub use report::{Item, Report, State};
@@ -31,6 +31,7 @@ pub fn look_at_host(config: Option<&Config>, tandem: &Path) -> Report {
     let linux = config.is_some_and(|config| config.machine.kernel != Kernel::Embedded);
     kvm::look(&mut report, tandem, linux);
     host::look(&mut report, tandem);
+    report.add(host::module(config.is_some_and(|config| config.machine.tsc == Tsc::Trapped)));
     if let Some(config) = config {
         if let Err(error) = Guest::suits(config) {
             report.add(Item::fail("guest", error.to_string()));

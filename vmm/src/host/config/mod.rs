@@ -83,6 +83,8 @@ pub enum Kernel {
 pub enum Tsc {
     /// CPUID says that there is none, and the guest must not use it.
     Hidden,
+    /// The kernel module traps it; the guest reads a virtual one. Both hosts need the module.
+    Trapped,
 }
 
 /// One `[[net]]`: a virtio network card.

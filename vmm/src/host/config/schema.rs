@@ -175,17 +175,15 @@ impl Reader<'_> {
                 problems.add(&cmdline.span, &cmdline.key, "one line, without control characters");
             }
         }
-        if let Some(tsc) = section.string("tsc", problems) {
-            match tsc.value {
-                "hidden" => {}
-                "trapped" => {
-                    let message = "\"trapped\" needs the tandem kernel module, which this version cannot use; \
-                                   take \"hidden\"";
-                    problems.add(&tsc.span, tsc.key, message);
-                }
-                other => problems.add(&tsc.span, tsc.key, format!("{other:?} is not known: \"hidden\"")),
+        let tsc = section.string("tsc", problems).map_or(Tsc::Hidden, |tsc| match tsc.value {
+            "hidden" => Tsc::Hidden,
+            "trapped" => Tsc::Trapped,
+            other => {
+                let message = format!("{other:?} is not known: \"hidden\" or \"trapped\"");
+                problems.add(&tsc.span, tsc.key, message);
+                Tsc::Hidden
             }
-        }
+        });
         let kernel = match section.string("kernel", problems) {
             None => Kernel::Embedded,
             Some(kernel) if kernel.value == "embedded" => Kernel::Embedded,
@@ -210,7 +208,7 @@ impl Reader<'_> {
             initrd,
             cmdline: cmdline.map_or_else(String::new, |cmdline| cmdline.value.to_owned()),
             tick_bound: Duration::from_millis(tick_bound),
-            tsc: Tsc::Hidden,
+            tsc,
         }
     }
 

@@ -10,7 +10,7 @@ kernel = "bzImage"
 initrd = "/boot/initrd.img"
 cmdline = "console=ttyS0"
 tick_bound_ms = 2
-tsc = "hidden"
+tsc = "trapped"
 
 [[net]]
 tap = "tap0"
@@ -60,7 +60,7 @@ fn every_key_is_read_in_its_unit() {
             initrd: Some("/boot/initrd.img".into()),
             cmdline: "console=ttyS0".into(),
             tick_bound: Duration::from_millis(2),
-            tsc: Tsc::Hidden,
+            tsc: Tsc::Trapped,
         }
     );
     let mac = MacAddress::new([0x52, 0x54, 0, 0x12, 0x34, 0x56]).unwrap();
@@ -110,7 +110,7 @@ fn all_mistakes_are_told_at_once_each_with_its_line_and_key() {
                 memory_mib = 8\n\
                 memory_mb = 64\n\
                 tick_bound_ms = \"fast\"\n\
-                tsc = \"trapped\"\n\
+                tsc = \"native\"\n\
                 [[net]]\n\
                 tap = \"a-name-that-is-too-long\"\n\
                 mac = \"53:54:00:12:34:56\"\n\
@@ -122,8 +122,7 @@ fn all_mistakes_are_told_at_once_each_with_its_line_and_key() {
             "dir/vm.toml:3: machine.memory_mib: 8 is out of range: 16 to 65536",
             "dir/vm.toml:4: machine.memory_mb: unknown key; did you mean `memory_mib`?",
             "dir/vm.toml:5: machine.tick_bound_ms: expected a whole number, found a string",
-            "dir/vm.toml:6: machine.tsc: \"trapped\" needs the tandem kernel module, which this version cannot \
-             use; take \"hidden\"",
+            "dir/vm.toml:6: machine.tsc: \"native\" is not known: \"hidden\" or \"trapped\"",
             "dir/vm.toml:8: net[0].tap: \"a-name-that-is-too-long\" cannot name a device: 1 to 15 letters, digits, \
              `-`, `_`, `.`",
             "dir/vm.toml:9: net[0].mac: \"53:54:00:12:34:56\": is a multicast address: the second digit must be \

@@ -19,7 +19,7 @@ use crate::host::guest::{BootFacts, Guest};
 use crate::host::vcpu::clock::HostClock;
 use crate::host::vcpu::inputs::HostInputs;
 use crate::machine::output::Dropped;
-use crate::machine::vm::Machine;
+use crate::machine::vm::{Machine, MachineError};
 use crate::replay::batch::{Kind as LogKind, Traffic};
 use crate::replay::divergence::Difference;
 use crate::replay::follower::{Batches, FollowError, Follower};
@@ -126,6 +126,7 @@ pub(super) fn follow(following: Following) -> Result<(), PairError> {
     };
     let machine = Machine::new(&system, &guest.machine(&facts, true))?;
     let mut run = Run::new(machine);
+    run.machine.replay_captured().map_err(MachineError::from)?;
     batches.note(batches.sequence, 0, 0);
     let mut follower = Follower::new(&run, batches, Dropped);
     let ended = match drive(&mut run, &mut follower) {
@@ -186,7 +187,8 @@ fn go_live(
     pace: Pace,
     shared: &Arc<Shared>,
 ) -> Result<(), PairError> {
-    // The guest's time goes on from the last logged reading.
+    // The guest's time goes on from the last logged reading, and so does its TSC.
+    run.machine.record_captured().map_err(MachineError::from)?;
     inputs.set_clock(HostClock::continuing(run.machine.now()));
     // What was in flight may or may not have reached the disk: it is done again, in its order.
     for request in run.machine.disk_requests() {

@@ -142,7 +142,7 @@ impl Beyond {
 fn batches_with_outputs_through_log_and_gate_allocate_nothing() {
     const ROUNDS: u64 = 200;
     let (mut log, _inputs, _source, mut beyond) = primary();
-    let mut builder = BatchBuilder::new(0, VirtualTime::ZERO);
+    let mut builder = BatchBuilder::new(0, VirtualTime::ZERO, 0);
     let mut point = 0;
     // A packet in, and of outputs all kinds: two packets, a line typed, a disk write (there is no disk, so that
     // nothing is written; only in the warm-up, since that is told).

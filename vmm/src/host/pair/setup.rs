@@ -78,7 +78,7 @@ fn parts(config: &Config, pair: &PairConfig, side: ArbiterSide) -> Result<Parts,
     let key = PreSharedKey::new(*read_key(&pair.key)?);
     let guest = Guest::load(config)?;
     let system = Kvm::new().map_err(PairError::Kvm)?;
-    let cpuid = Machine::guest_cpuid(&system)?;
+    let cpuid = guest.cpuid(&system)?;
     let identity = guest
         .identity(&identity_bytes(&cpuid))
         .into_iter()
@@ -410,7 +410,7 @@ fn pump(
 }
 
 fn board(config: &Config, peer: SocketAddr, wiring: &Wiring, timing: &Timing) -> Arc<Board> {
-    let first = status::first(&config.name, Role::Joining, peer.to_string());
+    let first = status::first(config, Role::Joining, peer.to_string());
     Arc::new(Board::new(
         first,
         Arc::clone(&wiring.shared),

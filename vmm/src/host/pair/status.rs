@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::clock::now;
 use super::shared::{Shared, lock};
 use super::side::{Channel, SideThread};
+use crate::host::config::{Config, Tsc};
 use crate::host::control::{Digest, Lag, LogKind, Peer, Role, Status, StatusSource};
 use crate::replay::batch::Kind;
 use crate::role::Moment;
@@ -196,14 +197,18 @@ impl StatusSource for Board {
 }
 
 /// The first status, before anything happened.
-pub(super) fn first(name: &str, role: Role, peer: String) -> Status {
+pub(super) fn first(config: &Config, role: Role, peer: String) -> Status {
     Status {
-        name: name.to_owned(),
+        name: config.name.clone(),
         role,
         peer: Some(Peer { address: peer, ..Peer::default() }),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
-        tsc: "hidden".to_owned(),
+        tsc: match config.machine.tsc {
+            Tsc::Hidden => "hidden",
+            Tsc::Trapped => "trapped",
+        }
+        .to_owned(),
         ..Status::default()
     }
 }

@@ -189,6 +189,7 @@ pub fn replay(config: Option<&Config>, log: &Path, verify: bool) -> Result<Repla
     let machine = Machine::new(&system, &guest.machine(&facts, true))?;
     compare_identity(&head, &guest, &machine)?;
     let mut run = Run::new(machine);
+    run.machine.replay_captured().map_err(MachineError::from)?;
     let batches = FileBatches {
         reader,
         verify,

@@ -69,6 +69,7 @@ pub struct Capture {
     len: usize,
     /// Of each ring.
     entries: usize,
+    mode: CaptureMode,
     record: Consumer,
     replay: Producer,
 }
@@ -149,7 +150,8 @@ impl Capture {
         let memory = if memory == libc::MAP_FAILED { None } else { NonNull::new(memory.cast()) }
             .ok_or_else(refused)?;
         let entries = entries as usize;
-        Ok(Self { device, memory, len, entries, record: Consumer::new(), replay: Producer::new() })
+        let (mode, record, replay) = (CaptureMode::Off, Consumer::new(), Producer::new());
+        Ok(Self { device, memory, len, entries, mode, record, replay })
     }
 
     fn area(&self) -> Area<'_> {
@@ -191,9 +193,18 @@ impl Capture {
             CaptureMode::Replay => abi::MODE_REPLAY,
         };
         ioctl(&self.device, abi::SET_MODE, &raw mut number, "change its mode")?;
+        self.mode = mode;
         self.record = Consumer::new();
         self.replay = Producer::new();
         Ok(())
+    }
+
+    /// Empties both rings, forgets a pause that has not come yet, and lifts the limit.
+    ///
+    /// # Errors
+    /// When the module refuses.
+    pub fn empty_rings(&mut self) -> Result<(), CaptureError> {
+        self.set_mode(self.mode)
     }
 
     /// Takes the oldest recorded value.

@@ -33,6 +33,8 @@ pub struct HiddenBit {
     pub name: &'static str,
     /// Why the guest must not have it.
     pub reason: &'static str,
+    /// Whether the kernel module captures what is behind it: the guest then may have it.
+    pub captured: bool,
 }
 
 const fn hide(
@@ -43,7 +45,12 @@ const fn hide(
     name: &'static str,
     reason: &'static str,
 ) -> HiddenBit {
-    HiddenBit { leaf, subleaf, register, bit, name, reason }
+    HiddenBit { leaf, subleaf, register, bit, name, reason, captured: false }
+}
+
+/// Hidden unless the kernel module captures the instructions behind it.
+const fn capture(leaf: u32, register: Register, bit: u8, name: &'static str) -> HiddenBit {
+    HiddenBit { captured: true, ..hide(leaf, None, register, bit, name, TIME) }
 }
 
 const TIME: &str = "reads host time without an exit";
@@ -74,7 +81,7 @@ pub const HIDDEN: &[HiddenBit] = &[
     hide(1, None, Ecx, 21, "x2APIC", NO_APIC),
     hide(1, None, Ecx, 24, "TSC-Deadline", TIME),
     hide(1, None, Ecx, 30, "RDRAND", RANDOM),
-    hide(1, None, Edx, 4, "TSC", TIME),
+    capture(1, Edx, 4, "TSC"),
     hide(1, None, Edx, 9, "APIC", NO_APIC),
     hide(1, None, Edx, 21, "DS", TRACE),
     hide(1, None, Edx, 22, "ACPI thermal", HOST_CPU),
@@ -106,10 +113,10 @@ pub const HIDDEN: &[HiddenBit] = &[
     hide(0x8000_0001, None, Ecx, 24, "NB performance counters", COUNTERS),
     hide(0x8000_0001, None, Ecx, 28, "L2 performance counters", COUNTERS),
     hide(0x8000_0001, None, Ecx, 29, "MWAITX", TIMED_WAIT),
-    hide(0x8000_0001, None, Edx, 4, "TSC", TIME),
+    capture(0x8000_0001, Edx, 4, "TSC"),
     hide(0x8000_0001, None, Edx, 9, "APIC", NO_APIC),
-    hide(0x8000_0001, None, Edx, 27, "RDTSCP", TIME),
-    hide(0x8000_0007, None, Edx, 8, "invariant TSC", TIME),
+    capture(0x8000_0001, Edx, 27, "RDTSCP"),
+    capture(0x8000_0007, Edx, 8, "invariant TSC"),
     hide(0x8000_0007, None, Edx, 10, "effective frequency", COUNTERS),
     hide(0x8000_0008, None, Ebx, 4, "RDPRU", TIME),
 ];
@@ -145,10 +152,11 @@ const TOPOLOGY_LEAVES: [u32; 2] = [0xb, 0x1f];
 /// no steal time.
 const HYPERVISOR_LEAVES: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4fff_ffff;
 
-/// Filters what KVM supports down to what is deterministic. Entries come out sorted, so that two
-/// hosts of one kind agree on the digest.
+/// Filters what KVM supports down to what is deterministic. With `captured`, the guest has the virtual TSC of the
+/// kernel module, which is invariant whatever the host's is. Entries come out sorted, so that two hosts of one
+/// kind agree on the digest.
 #[must_use]
-pub fn filter(supported: &[kvm_cpuid_entry2]) -> Vec<kvm_cpuid_entry2> {
+pub fn filter(supported: &[kvm_cpuid_entry2], captured: bool) -> Vec<kvm_cpuid_entry2> {
     let mut entries: Vec<_> = supported
         .iter()
         .copied()
@@ -157,7 +165,7 @@ pub fn filter(supported: &[kvm_cpuid_entry2]) -> Vec<kvm_cpuid_entry2> {
         .filter(|e| !TOPOLOGY_LEAVES.contains(&e.function))
         .collect();
     for entry in &mut entries {
-        for hidden in HIDDEN {
+        for hidden in HIDDEN.iter().filter(|hidden| !(captured && hidden.captured)) {
             if hidden.leaf == entry.function && hidden.subleaf.is_none_or(|s| s == entry.index) {
                 *register_mut(entry, hidden.register) &= !(1 << hidden.bit);
             }
@@ -169,6 +177,7 @@ pub fn filter(supported: &[kvm_cpuid_entry2]) -> Vec<kvm_cpuid_entry2> {
             4 => entry.eax &= 0x0000_3fff,
             // Sub-leaf 1 EBX: size of a compacted image, which cannot be made.
             0xd if entry.index == 1 => entry.ebx = 0,
+            0x8000_0007 if captured => entry.edx |= 1 << 8,
             0x8000_0008 => entry.ecx = 0,
             0x8000_001d => entry.eax &= 0x0000_3fff,
             _ => {}
@@ -176,6 +185,12 @@ pub fn filter(supported: &[kvm_cpuid_entry2]) -> Vec<kvm_cpuid_entry2> {
     }
     entries.sort_by_key(|e| (e.function, e.index));
     entries
+}
+
+/// Whether the guest has RDTSCP.
+#[must_use]
+pub fn has_rdtscp(entries: &[kvm_cpuid_entry2]) -> bool {
+    entries.iter().any(|e| e.function == 0x8000_0001 && e.edx >> 27 & 1 == 1)
 }
 
 fn register_mut(entry: &mut kvm_cpuid_entry2, register: Register) -> &mut u32 {
@@ -220,7 +235,7 @@ mod tests {
             .map(|h| full(h.leaf, h.subleaf.unwrap_or(0)))
             .chain([full(0x4000_0001, 0)])
             .collect();
-        let mut out = filter(&all);
+        let mut out = filter(&all, false);
         assert!(out.iter().all(|e| e.function != 0x4000_0001));
         for h in HIDDEN {
             assert!(!h.reason.is_empty() && !h.name.is_empty());
@@ -232,13 +247,23 @@ mod tests {
     }
 
     #[test]
+    fn a_captured_tsc_is_shown_and_invariant_and_nothing_else_is() {
+        let all = [full(1, 0), full(0x8000_0001, 0), kvm_cpuid_entry2 { edx: 0, ..full(0x8000_0007, 0) }];
+        let (with, without) = (filter(&all, true), filter(&all, false));
+        let differences: Vec<_> = with.iter().zip(&without).map(|(a, b)| a.edx ^ b.edx).collect();
+        assert_eq!(differences, [1 << 4, 1 << 4 | 1 << 27, 1 << 8]);
+        assert!(with.iter().zip(&without).all(|(a, b)| (a.eax, a.ebx, a.ecx) == (b.eax, b.ebx, b.ecx)));
+        assert!(has_rdtscp(&with) && !has_rdtscp(&without));
+    }
+
+    #[test]
     fn the_table_names_no_bit_twice_and_filters_to_a_fixed_order() {
         for (i, a) in HIDDEN.iter().enumerate() {
             assert!(!HIDDEN[i + 1..].iter().any(|b| (a.leaf, a.subleaf, a.register, a.bit)
                 == (b.leaf, b.subleaf, b.register, b.bit)));
         }
-        let forward = filter(&[full(1, 0), full(7, 0), full(0xd, 1)]);
-        let backward = filter(&[full(0xd, 1), full(7, 0), full(1, 0)]);
+        let forward = filter(&[full(1, 0), full(7, 0), full(0xd, 1)], false);
+        let backward = filter(&[full(0xd, 1), full(7, 0), full(1, 0)], false);
         assert_eq!(identity_bytes(&forward), identity_bytes(&backward));
     }
 }

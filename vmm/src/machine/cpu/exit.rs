@@ -56,11 +56,14 @@ pub enum Exit {
     },
     /// Triple fault.
     Shutdown,
+    /// In front of an instruction that the kernel module captures, where it was told to pause. The instruction
+    /// has not happened yet: it is no part of this exit.
+    Captured,
 }
 
 impl Exit {
     /// Names of the kinds, indexed by [`Exit::kind`].
-    pub const KINDS: [&'static str; 9] = [
+    pub const KINDS: [&'static str; 10] = [
         "port-in",
         "port-out",
         "mmio-read",
@@ -70,6 +73,7 @@ impl Exit {
         "msr-read",
         "msr-write",
         "shutdown",
+        "capture-pause",
     ];
 
     /// A small number for the kind of exit, an index into [`Exit::KINDS`].
@@ -85,6 +89,7 @@ impl Exit {
             Self::MsrRead { .. } => 6,
             Self::MsrWrite { .. } => 7,
             Self::Shutdown => 8,
+            Self::Captured => 9,
         }
     }
 
@@ -100,7 +105,7 @@ impl Exit {
             Self::MmioWrite { address, size, data } => [kind | (size as u64) << 8, address, data],
             Self::MsrRead { index } => [kind, index as u64, 0],
             Self::MsrWrite { index, data } => [kind, index as u64, data],
-            Self::Halt | Self::InterruptWindow | Self::Shutdown => [kind, 0, 0],
+            Self::Halt | Self::InterruptWindow | Self::Shutdown | Self::Captured => [kind, 0, 0],
         }
     }
 }

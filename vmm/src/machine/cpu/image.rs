@@ -30,6 +30,19 @@ pub struct VcpuImage {
     pub xsave: Vec<u8>,
     /// The saved MSRs of [`super::msr::PASSED`], index and value.
     pub msrs: Vec<(u32, u64)>,
+    /// What belongs to captured instructions.
+    pub captured: CapturedState,
+}
+
+/// The state of captured instructions; all zero without the kernel module.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct CapturedState {
+    /// The virtual TSC last read by the guest.
+    pub tsc: u64,
+    /// MSR TSC_AUX.
+    pub tsc_aux: u64,
+    /// Digest of all captured instructions.
+    pub digest: u64,
 }
 
 /// Why an image could not be taken or loaded.
@@ -102,7 +115,7 @@ impl VcpuImage {
     ///
     /// # Errors
     /// When KVM fails.
-    pub fn capture(fd: &VcpuFd) -> Result<Self, ImageError> {
+    pub fn capture(fd: &VcpuFd, captured: CapturedState) -> Result<Self, ImageError> {
         let xsave = fd.get_xsave().map_err(kvm("KVM_GET_XSAVE"))?;
         Ok(Self {
             regs: bytes(&fd.get_regs().map_err(kvm("KVM_GET_REGS"))?),
@@ -112,6 +125,7 @@ impl VcpuImage {
             xcrs: bytes(&fd.get_xcrs().map_err(kvm("KVM_GET_XCRS"))?),
             xsave: xsave.region.iter().flat_map(|word| word.to_le_bytes()).collect(),
             msrs: capture_msrs(fd)?,
+            captured,
         })
     }
 

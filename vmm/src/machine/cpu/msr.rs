@@ -38,6 +38,13 @@ pub const PASSED: &[PassedMsr] = &[
     pass(0xc000_0102, 1, true, "KERNEL_GS_BASE"),
 ];
 
+/// The time stamp counter, where the kernel module captures it: reads give the value last read by RDTSC, writes are
+/// dropped.
+pub const TSC: u32 = 0x10;
+
+/// What RDTSCP puts in ECX, where the kernel module captures it.
+pub const TSC_AUX: u32 = 0xc000_0103;
+
 /// What an access outside the passed list gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {

@@ -6,7 +6,8 @@
 use kvm_bindings::{
     KVM_CAP_SYNC_REGS, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR,
     KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
-    KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_SYNC_X86_REGS, kvm_interrupt, kvm_regs, kvm_run,
+    KVM_EXIT_TPR_ACCESS, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_SYNC_X86_REGS, kvm_interrupt, kvm_regs,
+    kvm_run,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
@@ -49,6 +50,8 @@ pub enum Entered {
     Exit(Exit),
     /// By the host (a signal, an immediate exit). The guest stands between two instructions.
     Interrupted,
+    /// By the kernel module, in front of an instruction that it captures.
+    Paused,
 }
 
 /// One vCPU.
@@ -154,6 +157,8 @@ impl Vcpu {
                     Exit::MsrWrite { index: msr.index, data: msr.data }
                 }
                 KVM_EXIT_INTR => return Ok(Entered::Interrupted),
+                // What the module leaves by: `tandem_kmod_brain::abi::PAUSE_EXIT`.
+                KVM_EXIT_TPR_ACCESS => return Ok(Entered::Paused),
                 KVM_EXIT_INTERNAL_ERROR => return Err(self.internal_error()),
                 KVM_EXIT_FAIL_ENTRY => {
                     let hardware = run.__bindgen_anon_1.fail_entry.hardware_entry_failure_reason;
