@@ -13,7 +13,7 @@ RUNS ?= 200
 # Of `make fuzz`, for each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help bench bench-linux build demo demo-linux torture fuzz lint kernel initramfs test test-host test-guest test-loom test-linux kmod test-kernel
+.PHONY: help bench bench-linux build demo demo-linux torture fuzz lint kernel initramfs test test-host test-guest test-loom test-linux kmod test-kernel test-vmx
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -72,7 +72,7 @@ initramfs: ## the Linux guest's initramfs
 	.ci/install kernel
 	tests/linux/initramfs
 
-test: test-host test-guest test-loom test-linux test-kernel ## all tests; what cannot run says "skipped: why"
+test: test-host test-guest test-loom test-linux test-kernel test-vmx ## all tests; what cannot run says "skipped: why"
 
 test-host: ## unit, property, simulation and model tests of the workspace
 	$(CARGO) $(TEST_RUNNER) --workspace
@@ -98,3 +98,7 @@ kmod: ## the kernel module, for the test kernel (for your own: make -C kmod KDIR
 test-kernel: ## the kernel module under virtme-ng
 	$(CARGO) build --release --package tandem-vmm --package tandem-tests --package tandem-bench
 	tests/kmod/check
+
+test-vmx: ## the kernel module on VT-x, in Bochs (minutes; needs .ci/install vmx)
+	$(CARGO) build --release --package tandem-tests --package tandem-bench
+	tests/kmod/check-vmx

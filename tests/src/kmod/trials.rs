@@ -432,7 +432,9 @@ fn let_go_running(system: &Kvm) -> Result<()> {
         unsafe { libc::signal(libc::SIGUSR1, nothing as *const () as libc::sighandler_t) };
         // SAFETY: no conditions.
         let me = unsafe { libc::pthread_self() };
-        vm.start(guest::spin(), Ring::User, 0, 0)?;
+        // Interrupts on: Bochs does not show a guest with RFLAGS.IF clear the interrupts that wait at an entry,
+        // and this one is entered again without any being let in before.
+        vm.start(guest::spin(), Ring::User, 0, INTERRUPTS)?;
         let capture = vm.capture.take().context("not registered")?;
         let end = std::thread::scope(|scope| {
             scope.spawn(move || {
