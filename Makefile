@@ -72,7 +72,7 @@ initramfs: ## the Linux guest's initramfs
 	.ci/install kernel
 	tests/linux/initramfs
 
-test: test-host test-guest test-loom test-linux test-kernel test-vmx ## all tests; what cannot run says "skipped: why"
+test: test-host test-guest test-loom test-linux test-kernel ## all tests; what cannot run says "skipped: why"
 
 test-host: ## unit, property, simulation and model tests of the workspace
 	$(CARGO) $(TEST_RUNNER) --workspace
