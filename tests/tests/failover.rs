@@ -115,7 +115,9 @@ fn both_sides_tell_their_state() {
         }
     }
     let delay = primary.output_delay.unwrap();
-    assert!(delay.count > 0 && delay.p50_us > 0.0 && delay.p50_us <= delay.max_us, "{delay:?}");
+    // Half of all outputs may well wait for nothing, but none for less.
+    assert!(delay.count > 0 && delay.p50_us <= delay.p99_us && delay.p99_us <= delay.max_us, "{delay:?}");
+    assert!(delay.max_us > 0.0 && delay.stages.iter().any(|stage| stage.p50_us > 0.0), "{delay:?}");
     assert!(client.finish().unwrap().clean());
 
     let generation = primary.generation;

@@ -252,11 +252,17 @@ fn a_guest_that_answers_packets_makes_the_vcpu_thread_allocate_nothing() {
         (here, allocated_there.recv().unwrap(), left.load(Ordering::SeqCst))
     };
     // The boot, and buffers that grow to what they need.
-    let (_, _, before) = burst(50);
+    let (_, _, mut before) = burst(50);
     assert!(before >= 50, "the guest gave {before} answers of 50");
-    let (vcpu, side, after) = burst(ROUNDS);
-    assert!(after >= before + ROUNDS, "the guest gave {} answers of {ROUNDS}", after - before);
-    assert_eq!((vcpu, side), (0, 0), "allocations of the vCPU thread and of the side thread");
+    // One may still grow, by chance of timing: so one burst of several must do without any allocation.
+    let mut seen = Vec::new();
+    while seen.last() != Some(&(0, 0)) {
+        assert!(seen.len() < 4, "allocations of the vCPU thread and of the side thread, by bursts: {seen:?}");
+        let (vcpu, side, after) = burst(ROUNDS);
+        assert!(after >= before + ROUNDS, "the guest gave {} answers of {ROUNDS}", after - before);
+        seen.push((vcpu, side));
+        before = after;
+    }
     drop(go);
     there.join().unwrap();
 }
