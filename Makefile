@@ -8,12 +8,15 @@ TEST_RUNNER := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextes
 
 # Where cargo puts what it builds.
 BUILT := $(or $(CARGO_TARGET_DIR),target)/release
+# Where what the feature `rdma` needs is installed (.ci/install rdma): libclang 14 for rdma-sys.
+LIBCLANG_14 := /usr/lib/llvm-14/lib
+RDMA := $(shell pkg-config --exists libibverbs librdmacm 2>/dev/null && ls $(LIBCLANG_14)/libclang.so 2>/dev/null)
 # Of `make torture`.
 RUNS ?= 200
 # Of `make fuzz`, for each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help bench bench-linux build demo demo-linux torture fuzz lint kernel initramfs test test-host test-guest test-loom test-linux kmod test-kernel test-vmx
+.PHONY: help bench bench-linux build demo demo-linux torture fuzz lint kernel initramfs test test-host test-guest test-loom test-linux kmod test-kernel test-vmx test-rdma
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +61,9 @@ fuzz: ## FUZZ_SECONDS=60 for each fuzz target; needs cargo-fuzz and a nightly co
 lint: ## rustfmt, clippy and rustdoc without a warning
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+ifneq ($(RDMA),)
+	LIBCLANG_PATH=$(LIBCLANG_14) $(CARGO) clippy --package tandem-logchan --package tandem-bench --features rdma --all-targets -- -D warnings
+endif
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 ifneq ($(GUEST),)
 	$(CARGO) fmt --manifest-path $(GUEST) --check
@@ -72,7 +78,7 @@ initramfs: ## the Linux guest's initramfs
 	.ci/install kernel
 	tests/linux/initramfs
 
-test: test-host test-guest test-loom test-linux test-kernel ## all tests; what cannot run says "skipped: why"
+test: test-host test-guest test-loom test-linux test-kernel test-rdma ## all tests; what cannot run says "skipped: why"
 
 test-host: ## unit, property, simulation and model tests of the workspace
 	$(CARGO) $(TEST_RUNNER) --workspace
@@ -102,3 +108,6 @@ test-kernel: ## the kernel module under virtme-ng
 test-vmx: ## the kernel module on VT-x, in Bochs (minutes; needs .ci/install vmx)
 	$(CARGO) build --release --package tandem-tests --package tandem-bench
 	tests/kmod/check-vmx
+
+test-rdma: ## the RDMA transport over soft RoCE, under virtme-ng; needs .ci/install rdma
+	tests/rdma/check

@@ -13,11 +13,12 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tandem_logchan::ack::{ACK_FRAME_LEN, AckState};
-use tandem_logchan::backup::{self, Next};
+use tandem_logchan::backup::{self, LogReader, LogReceiver, Next};
 use tandem_logchan::frame::{Flags, Kind};
 use tandem_logchan::primary::{AckReceiver, LogSender};
 use tandem_logchan::progress::Executed;
 use tandem_logchan::transport::tcp::{self, TcpConfig, TcpReceive, TcpSend};
+use tandem_logchan::transport::{Duplex, ReceiveHalf, SendHalf};
 
 use crate::pin;
 use crate::pingpong::PingPong;
@@ -39,6 +40,17 @@ pub(crate) struct Args {
     /// Core of the echo, the backup.
     #[arg(long, default_value_t = 1)]
     backup_core: usize,
+    /// `rdma`: the ack's round trip over RDMA against TCP over the same link, between the two network
+    /// namespaces of tests/rdma/bed.
+    #[arg(long, value_enum, default_value_t)]
+    transport: Transport,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Transport {
+    #[default]
+    Tcp,
+    Rdma,
 }
 
 /// A batch as the machine logs it for one small input.
@@ -76,6 +88,14 @@ struct Report {
 /// The machine cannot do it: cores, io_uring, loopback.
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.turns > 0 && args.trips > 0, "nothing to measure");
+    if args.transport == Transport::Rdma {
+        #[cfg(feature = "rdma")]
+        return crate::rdma::run(args.turns, args.trips, args.client_core, args.backup_core);
+        #[cfg(not(feature = "rdma"))]
+        anyhow::bail!(
+            "this tandem-bench is built without RDMA: cargo build --release --features rdma -p tandem-bench"
+        );
+    }
     pin::to_core(args.client_core)?;
     let mut channel = Channel::open(args.backup_core)?;
     let frame = channel.frame_len()?;
@@ -134,21 +154,36 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// B: a real channel with its receive thread and its replay thread.
-struct Channel {
-    sender: LogSender<TcpSend>,
-    acks: AckReceiver<TcpReceive>,
+pub(crate) struct Channel<S, R> {
+    sender: LogSender<S>,
+    acks: AckReceiver<R>,
     state: Arc<AckState>,
     batch: Batch,
     start: Instant,
 }
 
-impl Channel {
+impl Channel<TcpSend, TcpReceive> {
     fn open(backup_core: usize) -> Result<Self> {
         let (client, echo) = streams()?;
         let (send, receive) = tcp::primary(client, &TcpConfig::default())?;
         let duplex = tcp::backup(echo, &TcpConfig::default())?;
         let state = Arc::new(AckState::new());
-        let (mut receiver, mut reader) = backup::pair(duplex, 1, 0);
+        let (receiver, reader) = backup::pair(duplex, 1, 0);
+        let sender = LogSender::new(send, 1, state.clone());
+        let acks = AckReceiver::new(receive, 1, state.clone());
+        Ok(Self::new(sender, acks, state, (receiver, reader), backup_core))
+    }
+}
+
+impl<S: SendHalf, R: ReceiveHalf> Channel<S, R> {
+    /// Both ends; the backup's run on threads of their own.
+    pub(crate) fn new<D: Duplex + 'static>(
+        sender: LogSender<S>,
+        acks: AckReceiver<R>,
+        state: Arc<AckState>,
+        (mut receiver, mut reader): (LogReceiver<D>, LogReader),
+        backup_core: usize,
+    ) -> Self {
         // The threads end when the sender is dropped: the stream ends, then the log.
         std::thread::spawn(move || {
             pin::to_core(backup_core)?;
@@ -164,9 +199,9 @@ impl Channel {
             }
             anyhow::Ok(())
         });
-        Ok(Self {
-            sender: LogSender::new(send, 1, state.clone()),
-            acks: AckReceiver::new(receive, 1, state.clone()),
+        Self {
+            sender,
+            acks,
             state,
             batch: Batch {
                 position: 1,
@@ -175,7 +210,7 @@ impl Channel {
                 blob: Vec::new(),
             },
             start: Instant::now(),
-        })
+        }
     }
 
     fn append(&mut self, flags: Flags) -> Result<u64> {
@@ -200,7 +235,7 @@ impl Channel {
     }
 
     /// One entry with an output: from before the append until the gate may open.
-    fn trip(&mut self) -> Result<Duration> {
+    pub(crate) fn trip(&mut self) -> Result<Duration> {
         let start = Instant::now();
         let sequence = self.append(Flags::OUTPUT)?;
         while self.state.received() < sequence {

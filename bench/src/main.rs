@@ -12,6 +12,8 @@ mod log;
 mod pair;
 mod pin;
 mod pingpong;
+#[cfg(feature = "rdma")]
+mod rdma;
 
 #[derive(Debug, Parser)]
 #[command(version, about = "Measures Tandem; every subcommand ends with one line of JSON")]

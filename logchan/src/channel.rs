@@ -12,9 +12,29 @@ use crate::ack::AckState;
 use crate::backup::{self, LogReader, LogReceiver};
 use crate::handshake::{self, Agreed, HandshakeError, Hello, PreSharedKey, Side};
 use crate::primary::{AckReceiver, LogSender};
+#[cfg(feature = "rdma")]
+use crate::transport::rdma::{self, RdmaConfig};
 use crate::transport::sealed::{SealedDuplex, SealedReceive, SealedSend};
 use crate::transport::tcp::{self, TcpConfig};
 use crate::transport::{Duplex, ReceiveHalf, SendHalf, TransportError};
+
+/// What carries the log, once hands are shaken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// The TCP stream itself.
+    Tcp(TcpConfig),
+    /// An RDMA connection between the stream's addresses.
+    #[cfg(feature = "rdma")]
+    Rdma(RdmaConfig),
+}
+
+impl From<TcpConfig> for Link {
+    fn from(config: TcpConfig) -> Self {
+        Self::Tcp(config)
+    }
+}
+
+type Halves = (Box<dyn SendHalf>, Box<dyn ReceiveHalf>);
 
 /// Why there is no channel on this stream.
 #[derive(Debug, Error)]
@@ -62,20 +82,32 @@ pub fn primary(
     mut stream: TcpStream,
     hello: Hello,
     key: &PreSharedKey,
-    config: &TcpConfig,
+    link: &Link,
     patience: Duration,
 ) -> Result<PrimaryEnds, OpenError> {
     if hello.side != Side::Primary {
         return Err(OpenError::WrongSide(Side::Primary));
     }
-    let agreed = handshake::run(&mut stream, hello, key, patience)?;
-    let (send, receive) = tcp::primary(stream, config)?;
-    let (send, receive): (Box<dyn SendHalf>, Box<dyn ReceiveHalf>) = match &agreed.session {
+    #[cfg_attr(not(feature = "rdma"), expect(unused_mut, reason = "RDMA moves the session on"))]
+    let mut agreed = handshake::run(&mut stream, hello, key, patience)?;
+    let (send, receive): Halves = match link {
+        Link::Tcp(config) => {
+            let (send, receive) = tcp::primary(stream, config)?;
+            (Box::new(send), Box::new(receive))
+        }
+        #[cfg(feature = "rdma")]
+        Link::Rdma(config) => {
+            let (send, receive) = rdma::primary(stream, &mut agreed.keys, config)?;
+            agreed.session = agreed.session.map(|_| agreed.keys.clone());
+            (Box::new(send), Box::new(receive))
+        }
+    };
+    let (send, receive): Halves = match &agreed.session {
         Some(session) => (
             Box::new(SealedSend::new(send, session.clone())),
             Box::new(SealedReceive::new(receive, session.clone())),
         ),
-        None => (Box::new(send), Box::new(receive)),
+        None => (send, receive),
     };
     let state = Arc::new(AckState::new());
     Ok(PrimaryEnds {
@@ -95,18 +127,27 @@ pub fn backup(
     mut stream: TcpStream,
     hello: Hello,
     key: &PreSharedKey,
-    config: &TcpConfig,
+    link: &Link,
     patience: Duration,
     ring_bytes: usize,
 ) -> Result<BackupEnds, OpenError> {
     if hello.side != Side::Backup {
         return Err(OpenError::WrongSide(Side::Backup));
     }
-    let agreed = handshake::run(&mut stream, hello, key, patience)?;
-    let duplex = tcp::backup(stream, config)?;
+    #[cfg_attr(not(feature = "rdma"), expect(unused_mut, reason = "RDMA moves the session on"))]
+    let mut agreed = handshake::run(&mut stream, hello, key, patience)?;
+    let duplex: Box<dyn Duplex> = match link {
+        Link::Tcp(config) => Box::new(tcp::backup(stream, config)?),
+        #[cfg(feature = "rdma")]
+        Link::Rdma(config) => {
+            let duplex = rdma::backup(stream, &mut agreed.keys, config)?;
+            agreed.session = agreed.session.map(|_| agreed.keys.clone());
+            Box::new(duplex)
+        }
+    };
     let duplex: Box<dyn Duplex> = match &agreed.session {
         Some(session) => Box::new(SealedDuplex::new(duplex, session.clone())),
-        None => Box::new(duplex),
+        None => duplex,
     };
     let (receiver, reader) = backup::pair(duplex, agreed.generation, ring_bytes);
     Ok(BackupEnds { receiver, reader, agreed })

@@ -199,6 +199,9 @@ pub struct Agreed {
     pub generation: u64,
     /// The session to encrypt the stream with, if both sides want that.
     pub session: Option<Session>,
+    /// The session itself, for what must be sealed even where the stream is not.
+    #[cfg(feature = "rdma")]
+    pub(crate) keys: Session,
 }
 
 /// Keys for the stream, and the numbers of the next messages in both directions.
@@ -373,10 +376,13 @@ impl Handshake {
     fn agree(&self, cipher: StatelessTransportState, peer: Hello) -> Agreed {
         // The verdict was message 0 of the initiator's direction.
         let (sent, received) = if self.hello.side == Side::Primary { (1, 0) } else { (0, 1) };
+        let keys = Session { cipher: Arc::new(cipher), sent, received };
         Agreed {
             generation: self.hello.generation.max(peer.generation),
             peer,
-            session: self.hello.encrypt.then(|| Session { cipher: Arc::new(cipher), sent, received }),
+            session: self.hello.encrypt.then(|| keys.clone()),
+            #[cfg(feature = "rdma")]
+            keys,
         }
     }
 

@@ -173,6 +173,22 @@ impl SendBuffer {
         }
     }
 
+    /// Where the memory is, and how much: to register it with a device.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn range(&self) -> (*mut u8, usize) {
+        (self.memory.at(0), self.memory.len())
+    }
+
+    /// The oldest submitted bytes are needed no more, across the end of the older run.
+    #[cfg(feature = "rdma")]
+    pub(crate) fn release_all(&mut self, mut len: usize) {
+        while len > 0 {
+            let step = len.min(self.end - self.released);
+            self.release(step);
+            len -= step;
+        }
+    }
+
     /// Bytes not submitted yet, as slices in order.
     pub(crate) fn unsubmitted(&self) -> (&[u8], &[u8]) {
         if self.submitted_wrapped {

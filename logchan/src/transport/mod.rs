@@ -17,8 +17,15 @@ use thiserror::Error;
 
 mod buffer;
 
+#[cfg(all(test, not(loom)))]
+mod suite;
+
 // Within one process, for tests: with delay, cut and corruption on demand.
 pub mod inproc;
+
+// One-sided writes into the peer's memory.
+#[cfg(feature = "rdma")]
+pub mod rdma;
 
 // A Noise session around any other transport.
 pub mod sealed;
@@ -61,6 +68,17 @@ pub enum TransportError {
         /// How long it was tried.
         patience: Duration,
     },
+    /// An RDMA operation failed.
+    #[error("cannot {doing} by RDMA: {why}")]
+    Rdma {
+        /// What was tried.
+        doing: &'static str,
+        /// What the device or rdma_cm said.
+        why: String,
+    },
+    /// The peer's RDMA writes say what cannot be true.
+    #[error("the peer breaks the rules of the RDMA rings: {0}")]
+    Nonsense(&'static str),
     /// A sealed chunk does not open: damaged, forged, or out of order.
     #[error("an encrypted chunk does not open: it was damaged or forged on its way")]
     Seal,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tandem_logchan::ack::AckState;
 use tandem_logchan::backup::{self, LogReader, LogReceiver};
-use tandem_logchan::channel;
+use tandem_logchan::channel::{self, Link};
 use tandem_logchan::codec::SchemaDigest;
 use tandem_logchan::handshake::{self, Agreed, Hello, Identity, PreSharedKey, Side};
 use tandem_logchan::primary::{AckReceiver, LogSender};
@@ -104,7 +104,7 @@ pub(crate) fn shaken(encrypt: bool) -> [(TcpStream, Agreed); 2] {
 pub(crate) fn over_sealed_tcp() -> Boxed {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let (config, patience) = (TcpConfig::default(), Duration::from_secs(10));
+    let (config, patience) = (Link::from(TcpConfig::default()), Duration::from_secs(10));
     let primary = std::thread::spawn(move || {
         let stream = tcp::connect(address, patience).unwrap();
         let key = PreSharedKey::new([7; 32]);

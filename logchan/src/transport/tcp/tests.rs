@@ -1,7 +1,8 @@
 //! Over loopback.
 
 use super::*;
-use crate::transport::{Duplex, ReceiveHalf, SendHalf, Wake};
+use crate::transport::suite::{self, commit, receive};
+use crate::transport::{ReceiveHalf, SendHalf, Wake};
 use std::net::TcpListener;
 
 fn link(config: &TcpConfig) -> (TcpSend, TcpReceive, TcpDuplex) {
@@ -12,52 +13,57 @@ fn link(config: &TcpConfig) -> (TcpSend, TcpReceive, TcpDuplex) {
     (send, receive, backup(accepted, config).unwrap())
 }
 
-fn commit(half: &mut impl SendHalf, bytes: &[u8]) {
-    half.room()[..bytes.len()].copy_from_slice(bytes);
-    half.commit(bytes.len());
-}
-
-fn receive(half: &mut impl ReceiveHalf, len: usize) -> Vec<u8> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while half.data().len() < len {
-        assert!(Instant::now() < deadline, "only {} of {len} bytes came", half.data().len());
-        half.wait(Some(Duration::from_millis(100))).unwrap();
-    }
-    let bytes = half.data()[..len].to_vec();
-    half.consume(len);
-    bytes
-}
-
 #[test]
 fn bytes_cross_both_ways() {
-    let (mut send, mut acks, mut log) = link(&TcpConfig::default());
-    for round in 0..100_u8 {
-        commit(&mut send, &[round; 64]);
-        send.flush().unwrap();
-        assert_eq!(send.queued(), 0, "small sends end on the spot");
-        assert_eq!(receive(&mut log, 64), [round; 64]);
-        assert!(log.reply(&[round; 96]).unwrap());
-        if round % 2 == 0 {
-            log.push().unwrap();
-        } else {
-            assert_eq!(log.wait(Some(Duration::from_millis(1))).unwrap(), Wake::default());
-        }
-        assert_eq!(receive(&mut acks, 96), [round; 96]);
-    }
+    suite::bytes_cross_both_ways(link(&TcpConfig::default()));
 }
 
 #[test]
 fn pushes_in_a_row_each_send_and_lose_no_news() {
-    let (mut send, mut acks, mut log) = link(&TcpConfig::default());
-    commit(&mut send, b"news");
-    send.flush().unwrap();
-    for round in 0..10 {
-        assert!(log.reply(&[round; 10]).unwrap());
-        log.push().unwrap();
-        assert_eq!(receive(&mut acks, 10), [round; 10]);
+    suite::pushes_in_a_row_each_send_and_lose_no_news(link(&TcpConfig::default()));
+}
+
+#[test]
+fn a_wake_or_a_timeout_ends_the_wait() {
+    suite::a_wake_or_a_timeout_ends_the_wait(link(&TcpConfig::default()));
+}
+
+#[test]
+fn a_stalled_peer_gets_everything_in_order_later() {
+    for zero_copy_from in [usize::MAX, 32 << 10, 1] {
+        suite::a_stalled_peer_gets_everything_in_order_later(link(&TcpConfig {
+            zero_copy_from,
+            ..TcpConfig::default()
+        }));
     }
-    assert!(log.wait(Some(Duration::ZERO)).unwrap().data, "came in during a push");
-    assert_eq!(log.data(), b"news");
+}
+
+#[test]
+fn replies_to_a_peer_that_does_not_read_are_kept_in_order() {
+    suite::replies_to_a_peer_that_does_not_read_are_kept_in_order(link(&TcpConfig::default()));
+}
+
+#[test]
+fn a_dead_peer_is_an_error_not_a_signal() {
+    suite::a_dead_peer_is_an_error_not_a_signal(link(&TcpConfig::default()));
+}
+
+#[test]
+fn what_nobody_takes_is_told() {
+    suite::what_nobody_takes_is_told(link(&TcpConfig::default()));
+}
+
+#[test]
+fn a_watched_descriptor_ends_the_wait_as_long_as_it_is_readable() {
+    suite::a_watched_descriptor_ends_the_wait_as_long_as_it_is_readable(link(&TcpConfig::default()));
+}
+
+#[test]
+fn small_sends_end_on_the_spot() {
+    let (mut send, _acks, _log) = link(&TcpConfig::default());
+    commit(&mut send, &[1; 64]);
+    send.flush().unwrap();
+    assert_eq!(send.queued(), 0);
 }
 
 #[test]
@@ -71,93 +77,6 @@ fn spinning_receives_too() {
 }
 
 #[test]
-fn a_wake_or_a_timeout_ends_the_wait() {
-    let (_send, _acks, mut log) = link(&TcpConfig::default());
-    let start = Instant::now();
-    assert_eq!(log.wait(Some(Duration::from_millis(20))).unwrap(), Wake::default());
-    assert!(start.elapsed() >= Duration::from_millis(19));
-    let waker = log.waker();
-    waker.wake();
-    assert!(log.wait(None).unwrap().woken, "a wake before the wait counts");
-    let thread = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(10));
-        waker.wake();
-    });
-    assert!(log.wait(None).unwrap().woken);
-    thread.join().unwrap();
-}
-
-/// More than the socket takes at once: flush does not wait, the kernel sends the rest by itself, the
-/// bytes arrive in order, and the wrap of the buffer is crossed.
-#[test]
-fn a_stalled_peer_gets_everything_in_order_later() {
-    for zero_copy_from in [usize::MAX, 32 << 10, 1] {
-        let (mut send, _acks, mut log) = link(&TcpConfig { zero_copy_from, ..TcpConfig::default() });
-        let capacity = send.capacity();
-        let total = 3 * capacity;
-        let (full, wait_for_full) = std::sync::mpsc::channel();
-        let reader = std::thread::spawn(move || {
-            wait_for_full.recv_timeout(Duration::from_secs(10)).unwrap();
-            let mut expected = 0_u32;
-            let mut left = total;
-            while left > 0 {
-                let chunk = receive(&mut log, 4096);
-                for word in chunk.as_chunks::<4>().0 {
-                    assert_eq!(u32::from_le_bytes(*word), expected);
-                    expected += 1;
-                }
-                left -= chunk.len();
-            }
-            assert!(matches!(log.wait(None), Err(TransportError::Closed)));
-        });
-        let (mut word, mut sent) = (0_u32, 0);
-        while sent < total {
-            let room = send.room();
-            let len = room.len().min(48 << 10).min(total - sent) / 4096 * 4096;
-            for bytes in room[..len].as_chunks_mut::<4>().0 {
-                *bytes = word.to_le_bytes();
-                word += 1;
-            }
-            send.commit(len);
-            sent += len;
-            let start = Instant::now();
-            send.flush().unwrap();
-            assert!(start.elapsed() < Duration::from_secs(2), "flush does not wait");
-            if len == 0 {
-                let _ = full.send(());
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-        send.finish(Duration::from_secs(20)).unwrap();
-        reader.join().unwrap();
-    }
-}
-
-/// Replies that nobody reads fill the socket; they are refused, not lost, and go on in order later.
-#[test]
-fn replies_to_a_peer_that_does_not_read_are_kept_in_order() {
-    let (_send, mut acks, mut log) = link(&TcpConfig::default());
-    let (mut next, mut refused) = (0_u32, 0);
-    while refused < 100 {
-        if log.reply(&[next.to_le_bytes(); 1000].concat()).unwrap() {
-            next += 1;
-        } else {
-            refused += 1;
-        }
-        log.wait(Some(Duration::ZERO)).unwrap();
-    }
-    let reader = std::thread::spawn(move || {
-        for expected in 0..next {
-            assert_eq!(receive(&mut acks, 4000), [expected.to_le_bytes(); 1000].concat());
-        }
-    });
-    while !reader.is_finished() {
-        log.wait(Some(Duration::from_millis(1))).unwrap();
-    }
-    reader.join().unwrap();
-}
-
-#[test]
 fn a_receiver_stays_on_its_thread() {
     let (_send, _acks, mut log) = link(&TcpConfig::default());
     let mut log = std::thread::spawn(move || {
@@ -167,51 +86,4 @@ fn a_receiver_stays_on_its_thread() {
     .join()
     .unwrap();
     assert!(matches!(log.wait(Some(Duration::ZERO)), Err(TransportError::WrongThread)));
-}
-
-#[test]
-fn a_dead_peer_is_an_error_not_a_signal() {
-    let (mut send, mut acks, log) = link(&TcpConfig::default());
-    drop(log);
-    assert!(matches!(acks.wait(None), Err(TransportError::Closed | TransportError::Io { .. })));
-    let deadline = Instant::now() + Duration::from_secs(5);
-    loop {
-        commit(&mut send, &[0; 64]);
-        if send.flush().is_err() {
-            break;
-        }
-        assert!(Instant::now() < deadline);
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    assert!(send.flush().is_err(), "once broken, always broken");
-}
-
-#[test]
-fn what_nobody_takes_is_told() {
-    let (mut send, _acks, _log) = link(&TcpConfig::default());
-    loop {
-        let len = send.room().len().min(1 << 20);
-        if len == 0 {
-            break;
-        }
-        send.commit(len);
-        send.flush().unwrap();
-    }
-    let outcome = send.finish(Duration::from_millis(50));
-    assert!(matches!(outcome, Err(TransportError::Unsent { unsent: 1.., .. })), "{outcome:?}");
-}
-
-#[test]
-fn a_watched_descriptor_ends_the_wait_as_long_as_it_is_readable() {
-    let (_send, _acks, mut log) = link(&TcpConfig::default());
-    let (mut writer, reader) = std::os::unix::net::UnixStream::pair().unwrap();
-    log.watch(reader.try_clone().unwrap().into()).unwrap();
-    assert_eq!(log.wait(Some(Duration::from_millis(5))).unwrap(), Wake::default());
-    std::io::Write::write_all(&mut writer, b"x").unwrap();
-    for _ in 0..3 {
-        assert!(log.wait(Some(Duration::from_secs(5))).unwrap().watched);
-    }
-    std::io::Read::read_exact(&mut &reader, &mut [0]).unwrap();
-    let _armed_while_readable = log.wait(Some(Duration::ZERO)).unwrap();
-    assert_eq!(log.wait(Some(Duration::from_millis(5))).unwrap(), Wake::default());
 }

@@ -19,7 +19,7 @@ pub(super) fn look(report: &mut Report, tandem: &Path) {
     report.add(huge_pages());
     report.add(clock());
     report.add(processors());
-    report.add(verbs());
+    verbs(report);
 }
 
 fn tap(tandem: &Path) -> Item {
@@ -155,16 +155,40 @@ pub(super) fn module(needed: bool) -> Item {
     }
 }
 
-fn verbs() -> Item {
+#[cfg(not(feature = "rdma"))]
+fn verbs(report: &mut Report) {
     let devices: Vec<String> = fs::read_dir("/sys/class/infiniband")
         .map(|entries| {
             entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
         })
         .unwrap_or_default();
-    if devices.is_empty() {
-        return Item::note("RDMA", "no verbs devices: the log goes over TCP");
+    report.add(if devices.is_empty() {
+        Item::note("RDMA", "no verbs devices: the log goes over TCP")
+    } else {
+        Item::note("RDMA", format!("{} found, but this tandem is built without RDMA", devices.join(", ")))
+            .remedy("cargo build --release --features rdma")
+    });
+}
+
+/// One line a port: what `transport = "rdma"` would use.
+#[cfg(feature = "rdma")]
+fn verbs(report: &mut Report) {
+    use tandem_logchan::transport::rdma::ports;
+    match ports() {
+        Ok(ports) if ports.is_empty() => {
+            report.add(Item::note("RDMA", "no verbs devices: the log goes over TCP"));
+        }
+        Ok(ports) => {
+            for port in ports {
+                let item = format!("RDMA {}", port.device);
+                let gids = if port.gids.is_empty() { "no GID".to_owned() } else { port.gids.join(", ") };
+                let found =
+                    format!("port {}: {}, {}, MTU {}, {gids}", port.port, port.state, port.link, port.mtu);
+                report.add(if port.active { Item::ok(&item, found) } else { Item::note(&item, found) });
+            }
+        }
+        Err(error) => report.add(Item::note("RDMA", error.to_string())),
     }
-    Item::note("RDMA", format!("{} found, but this version sends the log over TCP", devices.join(", ")))
 }
 
 fn read(path: &str) -> Option<String> {

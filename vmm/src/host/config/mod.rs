@@ -134,6 +134,27 @@ pub enum SerialInput {
     Stdin,
 }
 
+/// `transport`: what carries the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogTransport {
+    /// TCP over io_uring.
+    Tcp,
+    /// RDMA, set up by rdma_cm between the addresses of the log's TCP connection. Only in a build with
+    /// the feature `rdma`.
+    Rdma,
+}
+
+/// `completion`: how the threads that receive over RDMA learn of what came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RdmaCompletion {
+    /// They sleep until the device interrupts.
+    Events,
+    /// They look for 50 µs, then sleep.
+    Adaptive,
+    /// They look all the time.
+    Busy,
+}
+
 /// `[pair]`: what two hosts must agree on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PairConfig {
@@ -145,6 +166,10 @@ pub struct PairConfig {
     pub key: PathBuf,
     /// `encrypt`: whether the log is encrypted, not only authenticated; default false.
     pub encrypt: bool,
+    /// `transport`: what carries the log; default TCP.
+    pub transport: LogTransport,
+    /// `completion`: with RDMA, how a receiving thread learns of what came; default events.
+    pub completion: RdmaCompletion,
     /// `arbiter`: a file or block device (Disk Paxos) or a directory (link). No default.
     pub arbiter: PathBuf,
     /// `heartbeat_ms`: between two heartbeats; 1 ms to 1 s, default 10 ms.

@@ -13,8 +13,8 @@ use toml::de::DeTable;
 use super::problem::{Problem, line_of};
 use super::section::{At, Problems, Section};
 use super::{
-    Config, DiskConfig, Kernel, MIB, MacAddress, MachineConfig, NetConfig, PairConfig, SerialConfig,
-    SerialInput, SerialOutput, Tsc,
+    Config, DiskConfig, Kernel, LogTransport, MIB, MacAddress, MachineConfig, NetConfig, PairConfig,
+    RdmaCompletion, SerialConfig, SerialInput, SerialOutput, Tsc,
 };
 
 /// Every key by section; the empty section is the top of the file.
@@ -31,6 +31,9 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "primary",
             "key",
             "encrypt",
+            "transport",
+            "completion",
+            "ack",
             "arbiter",
             "heartbeat_ms",
             "missed",
@@ -40,6 +43,15 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
     ),
     ("[control]", &["socket"]),
 ];
+
+const TRANSPORTS: [(&str, LogTransport); 2] = [("tcp", LogTransport::Tcp), ("rdma", LogTransport::Rdma)];
+const COMPLETIONS: [(&str, RdmaCompletion); 3] = [
+    ("events", RdmaCompletion::Events),
+    ("adaptive", RdmaCompletion::Adaptive),
+    ("busy", RdmaCompletion::Busy),
+];
+/// `ack`, and whether this version has it.
+const ACKS: [(&str, bool); 2] = [("read", true), ("placed", false)];
 
 /// Most cards, and most disks, that a machine can have.
 const MOST_DEVICES: usize = 4;
@@ -290,6 +302,16 @@ impl Reader<'_> {
         let primary = self.address(&section, "primary");
         let key = section.required_string("key", &mut self.problems).map(|key| self.path(&key));
         let arbiter = section.required_string("arbiter", &mut self.problems).map(|path| self.path(&path));
+        let transport = self.choice(&section, "transport", &TRANSPORTS);
+        if transport == LogTransport::Rdma && !cfg!(feature = "rdma") {
+            let message = "this tandem is built without RDMA: cargo build --features rdma";
+            self.complain(&section, "transport", message);
+        }
+        let completion = self.choice(&section, "completion", &COMPLETIONS);
+        if !self.choice(&section, "ack", &ACKS) {
+            let message = "\"placed\" is not offered: this version acknowledges what the backup has read and checked, \"read\"";
+            self.complain(&section, "ack", message);
+        }
         let problems = &mut self.problems;
         let encrypt = section.boolean("encrypt", false, problems);
         let heartbeat = section.integer("heartbeat_ms", 10, 1..=1_000, problems);
@@ -311,12 +333,34 @@ impl Reader<'_> {
             primary: primary.value,
             key: key?,
             encrypt,
+            transport,
+            completion,
             arbiter: arbiter?,
             heartbeat: Duration::from_millis(heartbeat),
             missed,
             log_buffer,
             lag_bound: Duration::from_millis(lag_bound),
         })
+    }
+
+    /// One of a few words; the first is the default.
+    fn choice<T: Copy>(&mut self, section: &Section<'_>, name: &str, words: &[(&str, T)]) -> T {
+        let default = words[0].1;
+        let Some(written) = section.string(name, &mut self.problems) else { return default };
+        if let Some((_, value)) = words.iter().find(|(word, _)| *word == written.value) {
+            return *value;
+        }
+        let known: Vec<String> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
+        let message = format!("{:?} is not known: {}", written.value, known.join(" or "));
+        self.problems.add(&written.span, written.key, message);
+        default
+    }
+
+    /// A problem of a key that is there.
+    fn complain(&mut self, section: &Section<'_>, name: &str, message: &str) {
+        if let Some(written) = section.string(name, &mut self.problems) {
+            self.problems.add(&written.span, written.key, message);
+        }
     }
 
     fn control(&mut self, root: &Section<'_>) -> Option<PathBuf> {

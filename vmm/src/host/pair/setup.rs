@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use kvm_ioctls::Kvm;
 use tandem_arbiter::{Side as ArbiterSide, Token};
-use tandem_logchan::channel::{self, BackupEnds, OpenError, PrimaryEnds};
+use tandem_logchan::channel::{self, BackupEnds, Link, OpenError, PrimaryEnds};
 use tandem_logchan::codec::SchemaDigest;
 use tandem_logchan::handshake::{Hello, Identity, PreSharedKey, Side as ChannelSide};
+#[cfg(feature = "rdma")]
+use tandem_logchan::transport::rdma::{Completion, RdmaConfig};
 use tandem_logchan::transport::tcp::{self, TcpConfig};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -27,7 +29,9 @@ use super::shared::{News, Order, Shared};
 use super::side::{self, Channel, SideThread};
 use super::status::{self, Board};
 use super::{FIRST_GENERATION, PairEnded, PairError, host};
-use crate::host::config::{Config, PairConfig, SerialInput, read_key};
+#[cfg(feature = "rdma")]
+use crate::host::config::RdmaCompletion;
+use crate::host::config::{Config, LogTransport, PairConfig, SerialInput, read_key};
 use crate::host::control::{Role, Server};
 use crate::host::guest::{BootFacts, Guest};
 use crate::host::io::disk::Disks;
@@ -51,6 +55,10 @@ use crate::role::{Side, Timing};
 
 /// Patience with a peer that shakes hands.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// How long a thread with `completion = "adaptive"` looks before it sleeps.
+#[cfg(feature = "rdma")]
+const SPIN: Duration = Duration::from_micros(50);
 
 /// Between two attempts to reach the backup.
 const RETRY: Duration = Duration::from_millis(200);
@@ -85,8 +93,13 @@ fn parts(config: &Config, pair: &PairConfig, side: ArbiterSide) -> Result<Parts,
         .fold(Identity::builder(), |builder, part| {
             builder.part(part.name, &part.text, &part.digest.to_le_bytes())
         })
-        .part("name", &config.name, config.name.as_bytes())
-        .build();
+        .part("name", &config.name, config.name.as_bytes());
+    // Or one side would wait for a connection that the other does not make.
+    let identity = match pair.transport {
+        LogTransport::Tcp => identity,
+        LogTransport::Rdma => identity.part("transport", "rdma", b"rdma"),
+    }
+    .build();
     let token = Token(BootFacts::draw()?.seed[..16].try_into().unwrap_or_default());
     let (claims, claimed) = Claims::open(pair.arbiter.clone(), config.vm_id(), side, token)?;
     Ok(Parts { guest, system, key, identity, timing, claims, claimed })
@@ -118,8 +131,23 @@ fn hello(side: ChannelSide, pair: &PairConfig, identity: &Identity) -> Hello {
     }
 }
 
-fn tcp_config(pair: &PairConfig) -> TcpConfig {
-    TcpConfig { send_buffer: pair.log_buffer as usize, ..TcpConfig::default() }
+fn link(pair: &PairConfig) -> Link {
+    let buffer = pair.log_buffer as usize;
+    match pair.transport {
+        #[cfg(feature = "rdma")]
+        LogTransport::Rdma => Link::Rdma(RdmaConfig {
+            send_buffer: buffer,
+            ring: buffer,
+            completion: match pair.completion {
+                RdmaCompletion::Events => Completion::Events,
+                RdmaCompletion::Adaptive => Completion::Adaptive(SPIN),
+                RdmaCompletion::Busy => Completion::Busy,
+            },
+            patience: HANDSHAKE,
+        }),
+        // The config refuses RDMA in a build without it.
+        _ => TcpConfig { send_buffer: buffer, ..TcpConfig::default() }.into(),
+    }
 }
 
 /// The wiring between the two threads of a side.
@@ -343,7 +371,7 @@ fn connect(pair: &PairConfig, parts: &Parts, shutdown: &Shutdown) -> Result<Prim
         match tcp::connect(pair.listen, RETRY) {
             Ok(stream) => {
                 let hello = hello(ChannelSide::Primary, pair, &parts.identity);
-                return channel::primary(stream, hello, &parts.key, &tcp_config(pair), HANDSHAKE)
+                return channel::primary(stream, hello, &parts.key, &link(pair), HANDSHAKE)
                     .map_err(|source| PairError::Channel { peer: pair.listen, source });
             }
             Err(error) => {
@@ -388,7 +416,7 @@ fn accept(
         let (stream, peer) = listener.accept().map_err(host("accept the primary"))?;
         let hello = hello(ChannelSide::Backup, pair, &parts.identity);
         let room = pair.log_buffer as usize;
-        match channel::backup(stream, hello, &parts.key, &tcp_config(pair), HANDSHAKE, room) {
+        match channel::backup(stream, hello, &parts.key, &link(pair), HANDSHAKE, room) {
             Ok(ends) => return Ok((ends, peer)),
             // Anybody can connect; the right primary may still come.
             Err(OpenError::Handshake(error)) => tracing::warn!(%peer, %error, "a peer was refused"),
