@@ -93,7 +93,7 @@ pub(crate) fn run(turns: u32, trips: u32, client_core: usize, backup_core: usize
         }
     }
     let rows: Vec<Row> =
-        ways.iter().zip(&mut all).map(|((name, ..), all)| row(name, all, turns * trips)).collect();
+        ways.iter().zip(&mut all).map(|(&(name, ..), all)| row(name, all, turns * trips)).collect();
     println!(
         "append to ack, in the same run       p50         p99         CPU        against TCP waiting alike"
     );
