@@ -2,7 +2,7 @@
 //!
 //! In record mode the module answers RDTSC and its kin from the virtual TSC and puts each value into a ring; in
 //! replay mode it takes the values from one. What it cannot do itself pauses the vCPU in front of the
-//! instruction, and [`super::vcpu::Vcpu::enter`] returns.
+//! instruction, and `Vcpu::enter` returns.
 
 use std::fs::{File, OpenOptions};
 use std::io;
