@@ -1,7 +1,7 @@
 //! The guest's programs, in its own machine code: 64-bit, in ring 0 or ring 3.
 //!
 //! Each begins with RDI at the results and RSI a count, and ends with OUT to port [`DONE`]. The handlers at
-//! [`symbol`] `fault` and `interrupt` write what they were entered with and end the program too.
+//! `symbol` `fault` and `interrupt` write what they were entered with and end the program too.
 
 use std::arch::global_asm;
 
