@@ -4,7 +4,7 @@
 //!
 //! A VMM opens the device once for each vCPU, registers the vCPU by its KVM descriptor, maps the shared area
 //! (offset 0, the length that the registration returned), sets a clock and a mode, and runs the vCPU with
-//! KVM_RUN as ever. Where the module wants the VMM, KVM_RUN ends in [`PAUSE_EXIT`] and [`Control::pause`] says
+//! KVM_RUN as ever. Where the module wants the VMM, KVM_RUN ends in [`PAUSE_EXIT`] and `Control::pause` says
 //! why. Closing the descriptor and unmapping the area undoes all.
 
 use core::mem::size_of;
