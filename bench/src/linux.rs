@@ -14,11 +14,12 @@ use tandem_tests::bed::{Bed, CORES, Program};
 use tandem_tests::config::{Guest, Pace, Spec, run_directory};
 use tandem_tests::lab;
 use tandem_tests::linux::{self, Place};
+use tandem_tests::median::median;
 use tandem_tests::process::Launch;
 use tandem_tests::side::Side;
 use tandem_vmm::host::shutdown::Shutdown;
 
-use crate::pair::{MEMORY, median, memory_beside_the_guest};
+use crate::memory::{MEMORY, memory_beside_the_guest};
 
 /// Of a recorded workload by an unprotected one, at least.
 const RECORD: f64 = 0.90;

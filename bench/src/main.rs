@@ -9,6 +9,7 @@ mod channel;
 mod kmod;
 mod linux;
 mod log;
+mod memory;
 mod pair;
 mod pin;
 mod pingpong;

@@ -14,17 +14,17 @@ use tandem_logchan::ack::ACK_FRAME_LEN;
 use tandem_tests::bed::{Bed, CORES, Program};
 use tandem_tests::config::{Guest, Pace, Spec};
 use tandem_tests::lab::{self, BACKUP, Host};
+use tandem_tests::median::median;
 use tandem_tests::redis_benchmark::{self, Figure, Figures, Load};
 use tandem_vmm::host::control::OutputStage;
 use tandem_vmm::host::shutdown::Shutdown;
 
+use crate::memory::{MEMORY, memory_beside_the_guest};
 use crate::pin;
 use crate::pingpong::PingPong;
 
 /// Bytes of a frame that carries one request of redis-benchmark.
 const FRAME: usize = 256;
-/// MiB that a side may take beside the guest's RAM.
-pub(crate) const MEMORY: f64 = 64.0;
 /// Round trips per turn.
 const TRIPS: usize = 3000;
 
@@ -167,18 +167,6 @@ fn tell(report: &Report) -> Result<()> {
     Ok(())
 }
 
-/// MiB of memory that a process has beside what it shares: a VM's RAM is a memfd.
-pub(crate) fn memory_beside_the_guest(pid: u32) -> Result<f64> {
-    let path = format!("/proc/{pid}/status");
-    let status = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let kib = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim().trim_end_matches(" kB").parse::<f64>().ok()
-    };
-    let own = kib("RssAnon:").zip(kib("RssFile:")).with_context(|| format!("{path} does not tell"))?;
-    Ok((own.0 + own.1) / 1024.0)
-}
-
 fn measure(bed: &Bed, args: &Args, clients: u32, pipeline: u32, part: u64) -> Result<Figures> {
     ensure!(!bed.interrupted().requested(), "interrupted");
     let requests = match part {
@@ -232,10 +220,4 @@ fn ping_pong(bed: &Bed) -> Result<f64> {
 
 fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
-}
-
-/// The middle one; not a number if there is none.
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

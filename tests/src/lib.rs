@@ -8,6 +8,7 @@ pub mod demo;
 pub mod kmod;
 pub mod lab;
 pub mod linux;
+pub mod median;
 pub mod process;
 pub mod random;
 pub mod redis_benchmark;

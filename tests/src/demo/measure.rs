@@ -7,6 +7,7 @@ use tandem_vmm::host::control::Status;
 
 use super::story::Story;
 use crate::bed::{Bed, Pair};
+use crate::median::median;
 use crate::redis_benchmark::{Rates, run};
 
 /// Turns of each, on hardware.
@@ -79,12 +80,6 @@ pub(super) fn cost(bed: &mut Bed, say: &Story) -> anyhow::Result<(Cost, Pair)> {
 
 fn tell(say: &Story, what: &str, rates: Rates) -> anyhow::Result<()> {
     say.line(&format!("   {what:<12} SET {:>8.0}/s   GET {:>8.0}/s", rates.set, rates.get))
-}
-
-/// The middle one; not a number if there is none.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// How many requests make a turn.
