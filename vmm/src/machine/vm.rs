@@ -16,13 +16,12 @@ use super::boot::{self, BootError, BootImage, SEED_LEN};
 use super::cpu::capture::{Capture, CaptureError, CaptureMode, GUEST_KHZ};
 use super::cpu::cpuid;
 use super::cpu::exit::Exit;
-use super::cpu::image::{CapturedState, ImageError, VcpuImage};
+use super::cpu::image::ImageError;
 use super::cpu::msr;
-use super::cpu::shadow;
 use super::cpu::vcpu::{Entered, Vcpu, VcpuError};
 use super::dirty::DirtyLog;
 use super::input::Input;
-use super::memory::{GuestRam, MemoryError, PAGE_SIZE};
+use super::memory::{GuestRam, MemoryError};
 use super::output::{DiskRequest, Notice, Outputs, PowerEvent};
 use super::time::VirtualTime;
 use super::virtio::blk::{Blk, ID_LEN};
@@ -31,6 +30,9 @@ use super::virtio::device::VirtioDevice;
 use super::virtio::mmio::NoSuchSlot;
 use super::virtio::net::Net;
 use super::virtio::rng::Rng;
+
+/// The machine's state as a whole.
+mod state;
 
 /// One network device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -408,113 +410,6 @@ impl Machine {
     /// Disk requests in flight.
     pub fn disk_requests(&self) -> impl Iterator<Item = DiskRequest<'_>> {
         self.board.disk_requests()
-    }
-
-    /// Completes the last exit, so that the vCPU stands between two instructions.
-    ///
-    /// # Errors
-    /// When KVM fails, or the instruction has a further exit.
-    pub fn settle(&mut self) -> Result<(), MachineError> {
-        if self.idle_read.is_some() {
-            self.vcpu.answer_mmio([0; 8]);
-        }
-        match self.vcpu.complete()? {
-            Entered::Interrupted => Ok(()),
-            Entered::Exit(exit) => Err(MachineError::Unfinished(exit)),
-            Entered::Paused => Err(MachineError::Unfinished(Exit::Captured)),
-        }
-    }
-
-    /// Captures the vCPU, which stands between two instructions.
-    ///
-    /// # Errors
-    /// When KVM fails.
-    pub fn capture_vcpu(&mut self) -> Result<VcpuImage, MachineError> {
-        self.settle()?;
-        Ok(VcpuImage::capture(self.vcpu.fd(), self.captured_state())?)
-    }
-
-    /// Loads the vCPU's state, after [`Machine::settle`]. Flushes the guest's TLB.
-    ///
-    /// # Errors
-    /// When KVM refuses it.
-    pub fn load_vcpu(&mut self, image: &VcpuImage) -> Result<(), MachineError> {
-        image.load(self.vcpu.fd())?;
-        self.load_captured(&image.captured)?;
-        // KVM refreshes what it says about interrupts only on the way out of KVM_RUN.
-        self.settle()
-    }
-
-    /// Tells KVM that pages were written from outside that the guest may use as page tables.
-    ///
-    /// # Errors
-    /// When KVM refuses it.
-    pub fn pages_replaced(&mut self) -> Result<(), MachineError> {
-        let Some(slot) = self.ram.slots().next().filter(|_| self.shadow_paging) else { return Ok(()) };
-        // SAFETY: guest RAM is mapped as long as `ram` lives, and begins at a page.
-        unsafe { shadow::drop_shadow(&self.vm, slot.host_address) }.map_err(kvm("KVM_SET_USER_MEMORY_REGION"))
-    }
-
-    /// Numbers of the pages that the guest has written since the last call or reset, and resets the log.
-    ///
-    /// # Errors
-    /// When KVM fails or dirty logging is off.
-    pub fn take_dirty_pages(&mut self) -> Result<Vec<u64>, MachineError> {
-        let mut pages = Vec::new();
-        for slot in self.ram.slots() {
-            let bitmap = self.dirty.take(&self.vm, &slot).map_err(kvm("KVM_GET_DIRTY_LOG"))?;
-            let first = slot.guest_address / PAGE_SIZE as u64;
-            for (i, mut word) in bitmap.iter().copied().enumerate() {
-                while word != 0 {
-                    pages.push(first + i as u64 * 64 + u64::from(word.trailing_zeros()));
-                    word &= word - 1;
-                }
-            }
-        }
-        Ok(pages)
-    }
-
-    /// Forgets which pages were written so far.
-    ///
-    /// # Errors
-    /// When KVM fails or dirty logging is off.
-    pub fn reset_dirty_log(&mut self) -> Result<(), MachineError> {
-        for slot in self.ram.slots() {
-            self.dirty.take(&self.vm, &slot).map_err(kvm("KVM_GET_DIRTY_LOG"))?;
-        }
-        Ok(())
-    }
-
-    /// Sums of all state but memory, by name: the devices, and the vCPU's parts.
-    ///
-    /// # Errors
-    /// When KVM fails.
-    pub fn sums(&mut self) -> Result<Vec<(String, u64)>, MachineError> {
-        let mut sums = self.board.sums();
-        // A string instruction may turn up its next exit here; that one is the same on both sides.
-        match self.settle() {
-            Ok(()) | Err(MachineError::Unfinished(_)) => {}
-            Err(error) => return Err(error),
-        }
-        let image = VcpuImage::capture(self.vcpu.fd(), self.captured_state())?;
-        let CapturedState { tsc, tsc_aux, digest } = image.captured;
-        for (name, value) in [("virtual TSC", tsc), ("TSC_AUX", tsc_aux), ("captured instructions", digest)] {
-            sums.push((name.to_owned(), value));
-        }
-        let parts: [(&str, &[u8]); 5] = [
-            ("vCPU registers", &image.regs),
-            ("vCPU special registers", &image.sregs),
-            ("vCPU debug registers", &image.debug),
-            ("vCPU extended control registers", &image.xcrs),
-            ("vCPU XSAVE area", &image.xsave),
-        ];
-        sums.extend(
-            parts.iter().map(|(name, bytes)| ((*name).to_owned(), xxhash_rust::xxh3::xxh3_64(bytes))),
-        );
-        for (index, value) in &image.msrs {
-            sums.push((format!("MSR {index:#x}"), *value));
-        }
-        Ok(sums)
     }
 }
 
