@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use tandem_tests::bed::Bed;
 use tandem_tests::client::{Client, Load};
 use tandem_tests::lab;
+use tandem_tests::side::Side;
 use tandem_tests::torture::fault::Kind;
 use tandem_tests::torture::tally::Summary;
 use tandem_tests::torture::{Plan, torture};
-use tandem_vmm::host::control::Role;
+use tandem_vmm::host::control::{Role, Status};
 
 fn bed() -> Option<Bed> {
     Bed::to_test("failover").unwrap()
@@ -89,17 +90,39 @@ fn a_switch_may_be_asked_of_the_backup() {
     assert!(client.finish().unwrap().clean());
 }
 
+/// What a side says once it is so far, or when `patience` is over: a status is gathered now and then, and the
+/// other tests take their share of a backup's core.
+fn once(side: &Side, patience: Duration, so_far: impl Fn(&Status) -> bool) -> Status {
+    let deadline = Instant::now() + patience;
+    loop {
+        let status = side.status().unwrap();
+        if so_far(&status) || Instant::now() >= deadline {
+            return status;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether it took packets in.
+fn took_packets(status: &Status) -> bool {
+    status.log.iter().any(|told| told.kind == "packet" && told.entries > 0)
+}
+
 #[test]
 fn both_sides_tell_their_state() {
     let _alone = lab::alone().unwrap();
     let Some(mut bed) = bed() else { return };
     let mut pair = bed.pair().unwrap();
-    let load = Load { patience: bed.patience(5.0), ..Load::new(bed.server(), 1) };
+    let patience = bed.patience(5.0);
+    let load = Load { patience, ..Load::new(bed.server(), 1) };
     let client = Client::start(Some(bed.lab.client()), load).unwrap();
-    client.wait_for_replies(Instant::now(), bed.patience(5.0)).unwrap();
-    std::thread::sleep(Duration::from_millis(300));
-    let primary = pair.primary.status().unwrap();
-    let backup = pair.backup.status().unwrap();
+    client.wait_for_replies(Instant::now(), patience).unwrap();
+    let primary = once(&pair.primary, patience, |status| {
+        took_packets(status) && status.output_delay.as_ref().is_some_and(|delay| delay.max_us > 0.0)
+    });
+    let backup = once(&pair.backup, patience, |status| {
+        took_packets(status) && status.guest_time_ns >= primary.guest_time_ns
+    });
     assert_eq!((primary.name.as_str(), backup.name.as_str()), ("failover", "failover"));
     assert_eq!((primary.role, backup.role), (Role::Primary, Role::Backup));
     assert_eq!(primary.generation, backup.generation);
@@ -122,7 +145,7 @@ fn both_sides_tell_their_state() {
 
     let generation = primary.generation;
     pair.primary.process.kill();
-    let live = pair.backup.wait_for_role(&[Role::Live], bed.patience(5.0)).unwrap();
+    let live = pair.backup.wait_for_role(&[Role::Live], patience).unwrap();
     assert!(live.generation > generation, "{live:?}");
     assert!(live.guest_time_ns >= primary.guest_time_ns, "the guest's time goes on");
     assert!(live.lag.is_none(), "{live:?}");
