@@ -152,7 +152,7 @@ struct Workload {
 
 impl Workload {
     fn new(tandem: &Path, guest: &Guest, pace: Pace, rounds: u32) -> Result<Self> {
-        let Guest::Linux { kernel, initrd, cmdline } = guest else { bail!("not a Linux guest") };
+        let Guest::Linux { kernel, initrd, cmdline, .. } = guest else { bail!("not a Linux guest") };
         let directory = run_directory("bench-linux")?;
         let copy = |from: &Path, name: &str| {
             // What lies on the host's files is slow to read inside virtme-ng.

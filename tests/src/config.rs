@@ -30,6 +30,8 @@ pub enum Guest {
         initrd: PathBuf,
         /// Its command line, without the address.
         cmdline: String,
+        /// Whether it has a TSC, which the kernel module serves; it then watches its own clocks.
+        trapped_tsc: bool,
     },
 }
 
@@ -126,11 +128,16 @@ pub fn config_text(spec: &Spec) -> String {
         Guest::Embedded => {
             format!("memory_mib = 64\nkernel = \"embedded\"\ncmdline = \"ip={GUEST_NETWORK}\"\n")
         }
-        Guest::Linux { kernel, initrd, cmdline } => format!(
-            "memory_mib = 256\nkernel = {:?}\ninitrd = {:?}\ncmdline = {:?}\n",
+        Guest::Linux { kernel, initrd, cmdline, trapped_tsc } => format!(
+            "memory_mib = 256\nkernel = {:?}\ninitrd = {:?}\ncmdline = {:?}\ntsc = {:?}\n",
             kernel.display().to_string(),
             initrd.display().to_string(),
-            format!("{cmdline} tandem.ip={GUEST_NETWORK}").trim(),
+            format!(
+                "{cmdline} tandem.ip={GUEST_NETWORK}{}",
+                if *trapped_tsc { " tandem.clocks" } else { "" }
+            )
+            .trim(),
+            if *trapped_tsc { "trapped" } else { "hidden" },
         ),
     };
     let mac = GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
@@ -175,8 +182,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let kernel = dir.path().join("bzImage");
         fs::write(&kernel, "").unwrap();
-        let linux =
-            Guest::Linux { kernel: kernel.clone(), initrd: kernel, cmdline: "console=ttyS0".to_owned() };
+        let linux = Guest::Linux {
+            kernel: kernel.clone(),
+            initrd: kernel,
+            cmdline: "console=ttyS0".to_owned(),
+            trapped_tsc: true,
+        };
         for guest in [Guest::Embedded, linux] {
             let spec = Spec { name: "lab".to_owned(), guest, pace: Pace::EMULATED };
             let files = Files::write(&spec, dir.path()).unwrap();

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 use tandem_vmm::host::check::Report;
+use tandem_vmm::machine::cpu::capture::DEVICE;
 
 use crate::config::Guest;
 
@@ -38,7 +39,8 @@ pub fn place(tandem: &Path) -> anyhow::Result<Place> {
     Ok(if report.linux_guests { Place::Here } else { Place::VirtmeNg })
 }
 
-/// Kernel, initramfs and command line as the scripts of `tests/linux` made them.
+/// Kernel, initramfs and command line as the scripts of `tests/linux` made them; with a TSC where the kernel module is
+/// loaded.
 ///
 /// # Errors
 /// When they are not made yet.
@@ -59,6 +61,7 @@ pub fn guest() -> anyhow::Result<Guest> {
         kernel: made("build-kernel")?.join("bzImage"),
         initrd: made("initramfs")?,
         cmdline: cmdline.split_whitespace().collect::<Vec<_>>().join(" "),
+        trapped_tsc: Path::new(DEVICE).exists(),
     })
 }
 

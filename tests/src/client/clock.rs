@@ -24,6 +24,8 @@ pub struct ClockReport {
     /// How much less time passed in the guest than here, from the first reading to the last. A backup goes on
     /// from the last reading in the log: what a take-over takes, the guest does not live through.
     pub behind: Duration,
+    /// The furthest that the guest's clock got ahead of ours since the first question: nothing, unless it jumped.
+    pub ahead: Duration,
 }
 
 /// A thread that asks.
@@ -33,13 +35,15 @@ pub struct ClockWatch {
     thread: Option<JoinHandle<Readings>>,
 }
 
-/// The readings so far: when each came, and what it said since 1970.
+/// The readings so far: when each came (and the first one was asked for), and what it said since 1970.
 #[derive(Clone, Copy, Debug, Default)]
 struct Readings {
+    asked: Option<Instant>,
     first: Option<(Instant, Duration)>,
     last: Option<(Instant, Duration)>,
     count: u64,
     back: Duration,
+    ahead: Duration,
 }
 
 impl ClockWatch {
@@ -75,10 +79,13 @@ impl Drop for ClockWatch {
 }
 
 impl Readings {
-    fn add(&mut self, came: Instant, said: Duration) {
+    fn add(&mut self, asked: Instant, came: Instant, said: Duration) {
         let newest = self.last.map_or(said, |(_, before)| before.max(said));
         self.back = self.back.max(newest.saturating_sub(said));
-        self.first.get_or_insert((came, said));
+        let first = *self.first.get_or_insert((came, said));
+        let asked = *self.asked.get_or_insert(asked);
+        let (here, there) = (came.saturating_duration_since(asked), newest.saturating_sub(first.1));
+        self.ahead = self.ahead.max(there.saturating_sub(here));
         self.last = Some((came, newest));
         self.count += 1;
     }
@@ -87,7 +94,7 @@ impl Readings {
         let behind = self.first.zip(self.last).map_or(Duration::ZERO, |(first, last)| {
             last.0.saturating_duration_since(first.0).saturating_sub(last.1.saturating_sub(first.1))
         });
-        ClockReport { readings: self.count, back: self.back, behind }
+        ClockReport { readings: self.count, back: self.back, behind, ahead: self.ahead }
     }
 }
 
@@ -108,6 +115,7 @@ fn ask(server: SocketAddrV4, pace: Duration, stop: &AtomicBool, readings: &mut R
     stream.set_nodelay(true)?;
     let mut reply = Vec::new();
     while !stop.load(Ordering::Relaxed) {
+        let asked = Instant::now();
         stream.write_all(b"*1\r\n$4\r\nTIME\r\n")?;
         let said = loop {
             if let Some((said, len)) = time(&reply) {
@@ -128,7 +136,7 @@ fn ask(server: SocketAddrV4, pace: Duration, stop: &AtomicBool, readings: &mut R
                 return Err(ErrorKind::InvalidData.into());
             }
         };
-        readings.add(Instant::now(), said);
+        readings.add(asked, Instant::now(), said);
         std::thread::sleep(pace);
     }
     Ok(())
@@ -175,14 +183,16 @@ mod tests {
         let seen = |pairs: &[(u64, u64)]| {
             let mut readings = Readings::default();
             for &(here, there) in pairs {
-                readings.add(start + ms(here), ms(there));
+                readings.add(start + ms(here), start + ms(here + 10), ms(there));
             }
             readings.report()
         };
         let report = seen(&[(0, 5000), (100, 5100), (900, 5150), (1000, 5250)]);
-        assert_eq!(report, ClockReport { readings: 4, back: ms(0), behind: ms(750) });
+        assert_eq!(report, ClockReport { readings: 4, back: ms(0), behind: ms(750), ahead: ms(0) });
         let report = seen(&[(0, 5000), (100, 5100), (200, 5040), (300, 5090), (400, 5200)]);
-        assert_eq!(report, ClockReport { readings: 5, back: ms(60), behind: ms(200) });
+        assert_eq!(report, ClockReport { readings: 5, back: ms(60), behind: ms(200), ahead: ms(0) });
+        let report = seen(&[(0, 5000), (100, 5130), (200, 9200), (300, 9300)]);
+        assert_eq!(report, ClockReport { readings: 4, back: ms(0), behind: ms(0), ahead: ms(3990) });
         assert_eq!(seen(&[]), ClockReport::default());
     }
 }

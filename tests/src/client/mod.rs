@@ -11,6 +11,7 @@ mod connection;
 mod ledger;
 mod outage;
 mod resp;
+mod within;
 mod worker;
 
 use std::net::SocketAddrV4;
@@ -24,6 +25,7 @@ use anyhow::{Context, bail};
 pub use clock::{ClockReport, ClockWatch};
 pub use ledger::{Kind, Ledger, Violation};
 pub use resp::{NotResp, Parser, Reply, request};
+pub use within::{Seen, Within};
 
 use crate::lab::Namespace;
 

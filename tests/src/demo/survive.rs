@@ -8,11 +8,15 @@ use tandem_vmm::host::control::{Pretty, Role, Status};
 use super::story::{self, Story};
 use super::{Verdict, round};
 use crate::bed::{Bed, CORES, Pair};
-use crate::client::{Client, ClockReport, ClockWatch, Load, Report};
+use crate::client::{Client, ClockReport, ClockWatch, Load, Report, Within};
+use crate::config::Guest;
 use crate::random::{Random, fresh_seed};
 
 /// Between two questions for the guest's clock, on hardware.
 const CLOCK: Duration = Duration::from_millis(20);
+
+/// Seconds for which a busy host may hold up a guest; in software emulation a multiple of it.
+const HELD_UP: f64 = 0.5;
 
 /// Kills the primary under load, tells what came of it, and judges it.
 pub(super) fn survive(bed: &Bed, pair: &mut Pair, say: &Story, verdict: &mut Verdict) -> anyhow::Result<()> {
@@ -27,6 +31,12 @@ pub(super) fn survive(bed: &Bed, pair: &mut Pair, say: &Story, verdict: &mut Ver
     if !pair.is_whole() {
         anyhow::bail!("the sides switched before anybody was killed: is this machine too busy?");
     }
+    // A guest with a TSC watches its clocks from within, too.
+    let watches = matches!(bed.spec.guest, Guest::Linux { trapped_tsc: true, .. });
+    let within = |reports| {
+        watches.then(|| Within::ask(bed.lab.client(), bed.server(), reports, bed.patience(5.0))).transpose()
+    };
+    let reports = within(None)?.map(|within| within.reports);
     drop(step);
 
     let before = client.acked();
@@ -40,6 +50,8 @@ pub(super) fn survive(bed: &Bed, pair: &mut Pair, say: &Story, verdict: &mut Ver
         .map(|()| killed.elapsed());
     bed.pause(Duration::from_millis(200) * bed.spec.pace.patience.min(5))?;
     drop(step);
+    // One report may have been on its way at the kill.
+    let within = within(reports.map(|reports| reports + 1));
     let acked = client.acked();
     let step = say.step("every key is read back")?;
     let report = client.finish()?;
@@ -63,6 +75,7 @@ pub(super) fn survive(bed: &Bed, pair: &mut Pair, say: &Story, verdict: &mut Ver
         say.at(*at, text)?;
     }
     answered_at?;
+    let within = within?;
     say.line(&format!(
         "   {} more operations since; now every key is read back: {} acknowledged, {} lost",
         acked.saturating_sub(before),
@@ -72,10 +85,12 @@ pub(super) fn survive(bed: &Bed, pair: &mut Pair, say: &Story, verdict: &mut Ver
     for violation in &report.violations {
         say.line(&format!("   wrong: {violation}"))?;
     }
-    tell_clock(say, &clock)?;
+    tell_clock(say, &clock, within.as_ref())?;
     let survivor = pair.backup.status()?;
     tell_survivor(say, &survivor)?;
-    verdict.verdict = judge(&report, &clock, &survivor, verdict);
+    verdict.verdict = judge(&report, &survivor, verdict)
+        .or_else(|| judge_clocks(&clock, within.as_ref(), outage.unwrap_or_default() + bed.patience(HELD_UP)))
+        .unwrap_or_else(|| "ok".to_owned());
     Ok(())
 }
 
@@ -91,13 +106,22 @@ fn load(bed: &Bed, seed: u64) -> Load {
     load
 }
 
-fn tell_clock(say: &Story, clock: &ClockReport) -> anyhow::Result<()> {
+fn tell_clock(say: &Story, clock: &ClockReport, within: Option<&Within>) -> anyhow::Result<()> {
     let how = if clock.back.is_zero() {
         format!("never went back; it stood still for {:.3} s meanwhile", clock.behind.as_secs_f64())
     } else {
         format!("went back by {:.6} s", clock.back.as_secs_f64())
     };
-    say.line(&format!("   the guest's clock, read {} times, {how}", clock.readings))
+    say.line(&format!("   the guest's clock, read {} times, {how}", clock.readings))?;
+    for (name, seen) in within.iter().flat_map(|within| within.clocks()) {
+        let how = if seen.back == 0 {
+            format!("never went back; its longest step was {:.3} s", seen.step as f64 / 1e9)
+        } else {
+            format!("went back by {} ns", seen.back)
+        };
+        say.line(&format!("   {name}, read {} times in the guest, {how}", seen.readings))?;
+    }
+    Ok(())
 }
 
 /// What `tandem status` says of the side that is left, without the long lists.
@@ -111,30 +135,75 @@ fn tell_survivor(say: &Story, status: &Status) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn judge(report: &Report, clock: &ClockReport, survivor: &Status, verdict: &Verdict) -> String {
+/// What is wrong with what the guest did, if anything.
+fn judge(report: &Report, survivor: &Status, verdict: &Verdict) -> Option<String> {
     if let Some(why) = &report.unreachable {
-        return format!("the guest could not be read back: {why}");
+        return Some(format!("the guest could not be read back: {why}"));
     }
     if report.lost > 0 {
-        return format!("{} acknowledged operations lost", report.lost);
+        return Some(format!("{} acknowledged operations lost", report.lost));
     }
     if report.violation_count > 0 {
-        return format!("{} wrong answers", report.violation_count);
+        return Some(format!("{} wrong answers", report.violation_count));
     }
     if report.connections_lost > 0 {
-        return format!("{} connections were reset", report.connections_lost);
+        return Some(format!("{} connections were reset", report.connections_lost));
     }
     if verdict.failover_ms.is_none() {
-        return "no reply came after the primary was killed".to_owned();
-    }
-    if clock.readings < 2 {
-        return "the guest's clock could not be read".to_owned();
-    }
-    if !clock.back.is_zero() {
-        return format!("the guest's clock went back by {:?}", clock.back);
+        return Some("no reply came after the primary was killed".to_owned());
     }
     if survivor.role != Role::Live {
-        return format!("the backup serves, and says that it is {}", survivor.role.name());
+        return Some(format!("the backup serves, and says that it is {}", survivor.role.name()));
     }
-    "ok".to_owned()
+    None
+}
+
+/// What is wrong with the guest's clocks, if anything. `longest`: how far one may jump.
+fn judge_clocks(clock: &ClockReport, within: Option<&Within>, longest: Duration) -> Option<String> {
+    if clock.readings < 2 {
+        return Some("the guest's clock could not be read".to_owned());
+    }
+    if !clock.back.is_zero() {
+        return Some(format!("the guest's clock went back by {:?}", clock.back));
+    }
+    if clock.ahead > longest {
+        return Some(format!("the guest's clock got ahead of ours by {:?}", clock.ahead));
+    }
+    let clocks = within.map(Within::clocks).unwrap_or_default();
+    clocks.into_iter().filter(|(name, _)| !name.is_empty()).find_map(|(name, seen)| {
+        if seen.readings < 2 {
+            return Some(format!("{name} was not read in the guest"));
+        }
+        if seen.back > 0 {
+            return Some(format!("{name} went back by {} ns in the guest", seen.back));
+        }
+        let step = Duration::from_nanos(seen.step);
+        (step > longest).then(|| format!("{name} jumped by {step:?} in the guest"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Seen;
+
+    #[test]
+    fn a_clock_that_went_back_or_jumped_is_noticed_from_outside_and_from_within() {
+        let second = Duration::from_secs(1);
+        let clock = ClockReport { readings: 9, ..ClockReport::default() };
+        let seen = Seen { readings: 9, back: 0, step: 900_000_000 };
+        let within = Within { reports: 2, monotonic: seen, real: seen, tsc: seen };
+        assert_eq!(judge_clocks(&clock, None, second), None);
+        assert_eq!(judge_clocks(&clock, Some(&within), second), None);
+        let wrong = [
+            (ClockReport { back: second, ..clock }, within),
+            (ClockReport { ahead: second * 2, ..clock }, within),
+            (clock, Within { tsc: Seen { back: 1, ..seen }, ..within }),
+            (clock, Within { monotonic: Seen { step: 2_000_000_000, ..seen }, ..within }),
+            (clock, Within { real: Seen { readings: 0, ..seen }, ..within }),
+        ];
+        for (clock, within) in wrong {
+            assert!(judge_clocks(&clock, Some(&within), second).is_some(), "{clock:?} {within:?}");
+        }
+    }
 }
