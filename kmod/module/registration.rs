@@ -109,7 +109,9 @@ struct Idle<'a>(&'a Registration);
 impl<'a> Idle<'a> {
     fn new(registration: &'a Registration) -> Option<Self> {
         // SAFETY: the registration's file reference keeps the vCPU.
-        unsafe { shim::tandem_vcpu_trylock(registration.vcpu) }.then_some(Self(registration))
+        let locked = unsafe { shim::tandem_vcpu_trylock(registration.vcpu) };
+        // Not `then_some`: an `Idle` that is made and dropped would unlock what another holds.
+        locked.then(|| Self(registration))
     }
 
     fn state(&mut self) -> &mut State {
