@@ -16,7 +16,7 @@ RUNS ?= 200
 # Of `make fuzz`, for each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help bench bench-linux build demo demo-linux torture fuzz lint kernel initramfs test test-host test-guest test-loom test-linux kmod test-kernel test-vmx test-rdma
+.PHONY: help bench bench-linux build demo demo-linux torture fuzz lint kernel initramfs test test-host test-guest test-loom test-linux kmod test-kernel test-kernel-debug test-vmx test-rdma
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -104,6 +104,12 @@ kmod: ## the kernel module, for the test kernel (for your own: make -C kmod KDIR
 test-kernel: ## the kernel module under virtme-ng
 	$(CARGO) build --release --package tandem-vmm --package tandem-tests --package tandem-bench
 	tests/kmod/check
+
+test-kernel-debug: ## the module under lockdep and KASAN (builds a second kernel the first time: 15 minutes)
+	.ci/install debug
+	tests/linux/build-kernel --debug
+	$(CARGO) build --release --package tandem-tests
+	tests/kmod/check-debug
 
 test-vmx: ## the kernel module on VT-x, in Bochs (minutes; needs .ci/install vmx)
 	$(CARGO) build --release --package tandem-tests --package tandem-bench
