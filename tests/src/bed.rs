@@ -1,7 +1,8 @@
 //! The test bed: the lab, and the VMs that are started in it.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,8 +11,9 @@ use anyhow::{Context, bail};
 use tandem_vmm::host::control::Role;
 use tandem_vmm::host::shutdown::Shutdown;
 
-use crate::config::{Files, Guest, Pace, Spec, run_directory};
-use crate::lab::{self, GUEST, Host, Lab};
+use crate::client::Load;
+use crate::config::{Files, Guest, Pace, RdmaLog, Spec, run_directory};
+use crate::lab::{self, GUEST, Host, Lab, SoftRoce};
 use crate::process::Launch;
 use crate::side::Side;
 use crate::standin::{Misdeed, Room};
@@ -91,6 +93,7 @@ pub struct Bed {
     interrupted: Shutdown,
     started: u32,
     room: Option<Room>,
+    rdma: Option<(RdmaLog, SoftRoce)>,
 }
 
 /// The two sides of a pair.
@@ -165,6 +168,7 @@ impl Bed {
             interrupted,
             started: 0,
             room: None,
+            rdma: None,
         })
     }
 
@@ -201,6 +205,32 @@ impl Bed {
     #[must_use]
     pub const fn server(&self) -> SocketAddrV4 {
         SocketAddrV4::new(GUEST, 6379)
+    }
+
+    /// From now on the log goes over RDMA: soft RoCE on both ends of its cable.
+    pub fn over_rdma(&mut self, log: RdmaLog) {
+        self.rdma = Some((log, SoftRoce::new()));
+    }
+
+    /// The RDMA devices, if the log goes over them.
+    #[must_use]
+    pub fn soft_roce(&self) -> Option<&SoftRoce> {
+        self.rdma.as_ref().map(|(_, devices)| devices)
+    }
+
+    /// What the checking client asks for. In software emulation a guest answers some two hundred requests a second:
+    /// there it asks for less.
+    #[must_use]
+    pub fn load(&self, seed: u64) -> Load {
+        let pace = &self.spec.pace;
+        let load =
+            Load { patience: self.patience(5.0), core: Some(CORES[0]), ..Load::new(self.server(), seed) };
+        if pace.is_emulated() {
+            // A primary that dies has answers on their way for longer there, and nobody takes over before this.
+            let stragglers = Duration::from_millis(pace.heartbeat_ms * pace.missed / 2);
+            return Load { busy: 4, pace: Duration::from_millis(200), stragglers, ..load };
+        }
+        load
     }
 
     /// A wait of so many seconds on hardware.
@@ -307,7 +337,13 @@ impl Bed {
         if let Program::StandIn(..) = self.program {
             self.room = Some(Room::new(&self.lab, &directory)?);
         }
-        Files::write(&self.spec, &directory)
+        let files = Files::write(&self.spec, &directory)?;
+        if let Some((log, devices)) = &self.rdma {
+            devices.renew(&self.lab)?;
+            let mut config = File::options().append(true).open(&files.config)?;
+            config.write_all(log.keys().as_bytes()).context("cannot write the config")?;
+        }
+        Ok(files)
     }
 
     fn start(&self, command: &str, host: Host, files: &Files, more: &[&OsStr]) -> anyhow::Result<Side> {

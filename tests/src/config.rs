@@ -74,6 +74,23 @@ pub struct Spec {
     pub pace: Pace,
 }
 
+/// How the log goes over RDMA.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RdmaLog {
+    /// `ack`: what an output waits for, "read" or "placed".
+    pub ack: String,
+    /// `completion`: "events", "adaptive" or "busy".
+    pub completion: String,
+}
+
+impl RdmaLog {
+    /// Lines for the end of a config, which is its section `[pair]`.
+    #[must_use]
+    pub fn keys(&self) -> String {
+        format!("transport = \"rdma\"\nack = {:?}\ncompletion = {:?}\n", self.ack, self.completion)
+    }
+}
+
 /// The written files.
 #[derive(Clone, Debug)]
 pub struct Files {

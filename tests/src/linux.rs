@@ -24,12 +24,18 @@ pub enum Place {
     VirtmeNg,
 }
 
+/// Whether this is inside virtme-ng, where software emulates KVM.
+#[must_use]
+pub fn is_inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
 /// Where this machine can run a Linux guest, as `tandem check` found by trying.
 ///
 /// # Errors
 /// When `tandem check` cannot be run.
 pub fn place(tandem: &Path) -> anyhow::Result<Place> {
-    if std::env::var_os(INSIDE).is_some() {
+    if is_inside() {
         return Ok(Place::Emulated);
     }
     let output = Command::new(tandem).args(["check", "--json"]).output();

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tandem_tests::bed::{Bed, Program};
-use tandem_tests::config::{Guest, Pace, Spec};
-use tandem_tests::lab;
+use tandem_tests::config::{Guest, Pace, RdmaLog, Spec};
 use tandem_tests::random::fresh_seed;
 use tandem_tests::standin::Misdeed;
 use tandem_tests::torture::fault::Kind;
 use tandem_tests::torture::{Plan, torture};
+use tandem_tests::{lab, linux};
 use tandem_vmm::host::shutdown::Shutdown;
 
 /// Kill, freeze, cut off and starve protected pairs, one fault a run, under a client that checks every acknowledgement
@@ -30,6 +30,12 @@ struct Args {
     /// Heartbeats of a machine that does other things too: 20 ms, ten missed
     #[arg(long)]
     busy: bool,
+    /// The log goes over RDMA, and outputs wait for this: soft RoCE between the hosts (module rdma_rxe)
+    #[arg(long, value_name = "ACK", value_parser = ["read", "placed"], conflicts_with = "standin")]
+    rdma: Option<String>,
+    /// How a thread that receives over RDMA learns of what came
+    #[arg(long, default_value = "events", value_parser = ["events", "adaptive", "busy"], requires = "rdma")]
+    completion: String,
     /// Keep the files of every run, not only of those that failed
     #[arg(long)]
     keep: bool,
@@ -57,11 +63,20 @@ fn run(args: &Args) -> anyhow::Result<bool> {
         anyhow::bail!("no lab can be built here: {obstacle}");
     }
     let program = if args.standin { Program::stand_in(args.misdeed)? } else { Program::tandem()? };
-    let pace = if args.busy { Pace::BUSY } else { Pace::NATIVE };
+    let pace = match args.busy {
+        _ if linux::is_inside() => Pace::EMULATED,
+        true => Pace::BUSY,
+        false => Pace::NATIVE,
+    };
     let spec = Spec { name: "torture".to_owned(), guest: Guest::Embedded, pace };
     let mut bed = Bed::new("torture", program, spec, Shutdown::on_signals()?)?;
     let seed = args.seed.unwrap_or_else(fresh_seed);
-    let kinds = if args.fault.is_empty() { &Kind::ALL[..] } else { &args.fault };
+    let mut kinds = &Kind::ALL[..];
+    if let Some(ack) = &args.rdma {
+        bed.over_rdma(RdmaLog { ack: ack.clone(), completion: args.completion.clone() });
+        kinds = &Kind::RDMA;
+    }
+    let kinds = if args.fault.is_empty() { kinds } else { &args.fault };
     let mut out = io::stdout().lock();
     writeln!(out, "{} runs from seed {seed}", args.runs)?;
     let summary =

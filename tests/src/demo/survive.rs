@@ -7,8 +7,8 @@ use tandem_vmm::host::control::{Pretty, Role, Status};
 
 use super::story::{self, Story};
 use super::{Verdict, round};
-use crate::bed::{Bed, CORES, Pair};
-use crate::client::{Client, ClockReport, ClockWatch, Load, Report, Within};
+use crate::bed::{Bed, Pair};
+use crate::client::{Client, ClockReport, ClockWatch, Report, Within};
 use crate::config::Guest;
 use crate::random::{Random, fresh_seed};
 
@@ -21,7 +21,7 @@ const HELD_UP: f64 = 0.5;
 /// Kills the primary under load, tells what came of it, and judges it.
 pub(super) fn survive(bed: &Bed, pair: &mut Pair, say: &Story, verdict: &mut Verdict) -> anyhow::Result<()> {
     let mut random = Random::new(fresh_seed());
-    let load = load(bed, random.next());
+    let load = bed.load(random.next());
     let connections = load.busy + load.paced;
     let step = say.step("the client works")?;
     let client = Client::start(Some(bed.lab.client()), load)?;
@@ -92,18 +92,6 @@ pub(super) fn survive(bed: &Bed, pair: &mut Pair, say: &Story, verdict: &mut Ver
         .or_else(|| judge_clocks(&clock, within.as_ref(), outage.unwrap_or_default() + bed.patience(HELD_UP)))
         .unwrap_or_else(|| "ok".to_owned());
     Ok(())
-}
-
-/// In software emulation a guest answers some two hundred requests a second: the client asks for less.
-fn load(bed: &Bed, seed: u64) -> Load {
-    let pace = &bed.spec.pace;
-    let load = Load { patience: bed.patience(5.0), core: Some(CORES[0]), ..Load::new(bed.server(), seed) };
-    if pace.is_emulated() {
-        // A primary that dies has answers on their way for longer there, and nobody takes over before this.
-        let stragglers = Duration::from_millis(pace.heartbeat_ms * pace.missed / 2);
-        return Load { busy: 4, pace: Duration::from_millis(200), stragglers, ..load };
-    }
-    load
 }
 
 fn tell_clock(say: &Story, clock: &ClockReport, within: Option<&Within>) -> anyhow::Result<()> {

@@ -15,6 +15,7 @@
 
 pub(crate) mod frames;
 mod namespace;
+mod roce;
 mod sweep;
 
 use std::fs::File;
@@ -28,6 +29,7 @@ use anyhow::Context;
 
 pub use frames::FrameWatch;
 pub use namespace::{Namespace, move_this_thread_to};
+pub use roce::SoftRoce;
 pub use sweep::sweep;
 
 /// The tap of either host, which its side attaches to.

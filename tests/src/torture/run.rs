@@ -8,9 +8,10 @@ use tandem_arbiter::{Arbiter, Side as Seat};
 use tandem_vmm::host::control::Role;
 
 use super::fault::{Fault, Kind};
-use crate::bed::{Bed, CORES, Pair};
-use crate::client::{Client, Load, Report};
+use crate::bed::{Bed, Pair};
+use crate::client::{Client, Report};
 use crate::lab::{FrameWatch, Host};
+use crate::process::Process;
 use crate::random::Random;
 
 /// Between two looks at the sides.
@@ -56,6 +57,8 @@ struct Struck {
     measured: bool,
     /// A host from which nothing may leave in the guest's name.
     silent: Option<(Host, FrameWatch)>,
+    /// The kernel takes a device away when its last user has let go of it.
+    removal: Option<Process>,
 }
 
 /// Runs once. What the pair does wrong is in the outcome.
@@ -74,16 +77,14 @@ pub fn run(bed: &mut Bed, seed: u64, allowed: &[Kind]) -> anyhow::Result<Outcome
             return Ok(outcome);
         }
     };
-    let load =
-        Load { patience: bed.patience(5.0), core: Some(CORES[0]), ..Load::new(bed.server(), random.next()) };
-    let client = Client::start(Some(bed.lab.client()), load)?;
+    let client = Client::start(Some(bed.lab.client()), bed.load(random.next()))?;
     if let Err(error) = client.wait_for_replies(Instant::now(), bed.patience(5.0)) {
         outcome.problems.push(format!("before the fault: {error:#}"));
         return Ok(outcome);
     }
     bed.pause(fault.after * bed.spec.pace.patience)?;
     let whole = pair.is_whole();
-    let struck = if whole { strike(bed, &mut pair, &fault)? } else { Struck::default() };
+    let mut struck = if whole { strike(bed, &mut pair, &fault)? } else { Struck::default() };
     outcome.unprompted = !whole || struck.winner_killed;
     outcome.problems.extend(struck.refused.clone());
     if struck.nobody || struck.winner_killed {
@@ -95,6 +96,11 @@ pub fn run(bed: &mut Bed, seed: u64, allowed: &[Kind]) -> anyhow::Result<Outcome
         outcome.problems.push(format!("after the fault: {error:#}"));
     }
     judge_sides(bed, &mut pair, &struck, &mut outcome);
+    if let Some(removal) = &mut struck.removal
+        && !removal.wait(bed.patience(2.0)).is_some_and(|status| status.success())
+    {
+        outcome.problems.push("a side holds on to the RDMA device that was removed".to_owned());
+    }
     judge_client(&client.finish()?, &struck, &mut outcome);
     judge_silence(struck.silent, &mut outcome)?;
     Ok(outcome)
@@ -166,6 +172,10 @@ fn strike(bed: &Bed, pair: &mut Pair, fault: &Fault) -> anyhow::Result<Struck> {
             Ok(_) => (struck.survivor, struck.measured) = (Some(Host::Backup), true),
             Err(error) => struck.refused = Some(format!("the primary does not hand over: {error:#}")),
         },
+        Kind::RemoveDevice => {
+            let host = if fault.beat[0].as_micros().is_multiple_of(2) { Host::Primary } else { Host::Backup };
+            struck.removal = Some(bed.soft_roce().context("this pair has no RDMA device")?.remove(host)?);
+        }
     }
     Ok(struck)
 }

@@ -89,7 +89,7 @@ pub fn summary(outcomes: &[Outcome], seed: u64, interrupted: bool) -> Summary {
             .filter_map(|outcome| outcome.outage)
             .collect()
     };
-    let by_fault = Kind::ALL.map(|kind| {
+    let by_fault = Kind::RDMA.map(|kind| {
         let part = Part {
             runs: count(&|outcome| outcome.kind == Some(kind)),
             failed: count(&|outcome| outcome.kind == Some(kind) && outcome.failed()),

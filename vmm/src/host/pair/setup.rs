@@ -53,7 +53,7 @@ use crate::role::joining::Start;
 use crate::role::side::State;
 use crate::role::{Side, Timing};
 
-/// Patience with a peer that shakes hands.
+/// Patience with a peer that shakes hands, and that sets up an RDMA connection.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
 /// How long a thread with `completion = "adaptive"` looks before it sleeps.
@@ -143,11 +143,17 @@ fn link(pair: &PairConfig) -> Link {
                 RdmaCompletion::Adaptive => Completion::Adaptive(SPIN),
                 RdmaCompletion::Busy => Completion::Busy,
             },
-            patience: HANDSHAKE,
+            patience: patience(pair),
         }),
         // The config refuses RDMA in a build without it.
         _ => TcpConfig { send_buffer: buffer, ..TcpConfig::default() }.into(),
     }
+}
+
+/// Patience with a peer that shakes hands: who allows for long silence has slow hosts.
+fn patience(pair: &PairConfig) -> Duration {
+    let silence = Duration::from_nanos(timing(pair).silence());
+    HANDSHAKE.max(silence.saturating_mul(20))
 }
 
 /// The wiring between the two threads of a side.
@@ -371,7 +377,7 @@ fn connect(pair: &PairConfig, parts: &Parts, shutdown: &Shutdown) -> Result<Prim
         match tcp::connect(pair.listen, RETRY) {
             Ok(stream) => {
                 let hello = hello(ChannelSide::Primary, pair, &parts.identity);
-                return channel::primary(stream, hello, &parts.key, &link(pair), HANDSHAKE)
+                return channel::primary(stream, hello, &parts.key, &link(pair), patience(pair))
                     .map_err(|source| PairError::Channel { peer: pair.listen, source });
             }
             Err(error) => {
@@ -416,7 +422,7 @@ fn accept(
         let (stream, peer) = listener.accept().map_err(host("accept the primary"))?;
         let hello = hello(ChannelSide::Backup, pair, &parts.identity);
         let room = pair.log_buffer as usize;
-        match channel::backup(stream, hello, &parts.key, &link(pair), HANDSHAKE, room) {
+        match channel::backup(stream, hello, &parts.key, &link(pair), patience(pair), room) {
             Ok(ends) => return Ok((ends, peer)),
             // Anybody can connect; the right primary may still come.
             Err(OpenError::Handshake(error)) => tracing::warn!(%peer, %error, "a peer was refused"),
