@@ -1,7 +1,8 @@
 //! Acknowledgements: what the backup has received and executed.
 //!
 //! An ack travels as a frame of kind [`Kind::Ack`] with its own sequence numbers. "Received" means in
-//! the backup's memory, checksum verified, in order: that is what the Output Rule waits for.
+//! the backup's memory, checksum verified, in order: that is what the Output Rule waits for. Over RDMA it
+//! may wait for less, by config: until the adapter says that the frame is placed ([`AckState::placing`]).
 //! "Executed" is for lag and for the comparison of digests.
 //!
 //! | payload offset | bytes | field |
@@ -164,11 +165,35 @@ impl Ack {
 
 const _: () = assert!(ACK_FRAME_LEN == HEADER_LEN + ACK_LEN);
 
+/// Frames whose ends are remembered, to tell by bytes placed which frames are.
+const ENDS: usize = 4096;
+
+/// Where a frame ends in the stream, and its stamp.
+#[derive(Debug, Default)]
+struct End {
+    offset: AtomicU64,
+    stamp: AtomicU64,
+}
+
+/// The newest frame that is in the backup's memory as a whole, by the transport's own word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// Its sequence number.
+    pub sequence: u64,
+    /// Its stamp; 0 for none.
+    pub stamp: u64,
+}
+
 /// What the primary knows of its backup: written by the thread that receives acks, read by any.
 #[derive(Debug, Default)]
 pub struct AckState {
     sent: AtomicU64,
+    /// What the backup acknowledged.
+    read: AtomicU64,
+    /// The larger of that and what the transport placed.
     received: AtomicU64,
+    /// Of the frame with number `n` at `n % ENDS`; empty where only the backup acknowledges.
+    ends: Box<[End]>,
     executed: Progress,
     echo: AtomicU64,
     heard_at: AtomicU64,
@@ -180,6 +205,13 @@ impl AckState {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// As [`Self::new`], for a transport that knows by itself what it has placed in the backup's memory: what
+    /// it has counts as received.
+    #[must_use]
+    pub fn placing() -> Self {
+        Self { ends: (0..ENDS).map(|_| End::default()).collect(), ..Self::default() }
     }
 
     /// Sequence number of the last frame appended by the sender; 0 for none.
@@ -238,8 +270,38 @@ impl AckState {
         &self.news
     }
 
-    pub(crate) fn note_sent(&self, sequence: u64) {
+    /// The frame with this number is about to be sent, and ends at this offset of the stream.
+    pub(crate) fn note_sent(&self, sequence: u64, offset: u64, stamp: u64) {
+        if let Some(end) = self.end_of(sequence) {
+            end.offset.store(offset, Ordering::Relaxed);
+            end.stamp.store(stamp, Ordering::Relaxed);
+        }
         self.sent.store(sequence, Ordering::Release);
+    }
+
+    fn end_of(&self, sequence: u64) -> Option<&End> {
+        self.ends.get(sequence as usize % ENDS)
+    }
+
+    /// So many bytes of the stream are in the backup's memory. The newest whole frame, if it is news. To be
+    /// called by the thread that receives acks; the bell is not rung.
+    ///
+    /// Where more than [`ENDS`] frames are under way, a frame's end may be a later frame's: then it counts as
+    /// placed when that one is. Late, never early.
+    pub(crate) fn place(&self, bytes: u64) -> Option<Placed> {
+        let (sent, before) = (self.sent(), self.received());
+        let mut newest = None;
+        for sequence in before + 1..=sent {
+            let Some(end) = self.end_of(sequence) else { break };
+            if end.offset.load(Ordering::Relaxed) > bytes {
+                break;
+            }
+            newest = Some(Placed { sequence, stamp: end.stamp.load(Ordering::Relaxed) });
+        }
+        if let Some(Placed { sequence, .. }) = newest {
+            self.received.store(sequence, Ordering::Release);
+        }
+        newest
     }
 
     /// Takes in an ack that arrived at `now`. To be called by one thread only; the bell is not rung.
@@ -250,7 +312,7 @@ impl AckState {
         }
         let before = self.executed.load();
         for (field, from, to) in [
-            ("frames received", self.received(), ack.received),
+            ("frames received", self.read.load(Ordering::Relaxed), ack.received),
             ("frames executed", before.sequence, ack.executed.sequence),
             ("position executed", before.position, ack.executed.position),
         ] {
@@ -264,7 +326,8 @@ impl AckState {
         self.executed.raise(ack.flags);
         self.echo.store(ack.echo, Ordering::Release);
         self.heard_at.store(now, Ordering::Release);
-        self.received.store(ack.received, Ordering::Release);
+        self.read.store(ack.received, Ordering::Relaxed);
+        self.received.store(ack.received.max(self.received()), Ordering::Release);
         Ok(())
     }
 }
@@ -291,7 +354,7 @@ mod tests {
     #[test]
     fn acks_that_cannot_be_true_are_refused() {
         let state = AckState::new();
-        state.note_sent(10);
+        state.note_sent(10, 0, 0);
         assert_eq!(state.take(&ack(11, 0), 1), Err(AckError::NeverSent { received: 11, sent: 10 }));
         state.take(&ack(9, 4), 7).unwrap();
         assert_eq!((state.received(), state.lag(), state.unacknowledged()), (9, 5, 1));
@@ -306,6 +369,37 @@ mod tests {
         payload[44] = 1;
         assert!(matches!(Ack::decode(&payload), Err(AckError::Flags(_))));
         assert_eq!(Ack::decode(&payload[1..]), Err(AckError::Length(47)));
+    }
+
+    #[test]
+    fn placed_bytes_are_frames_and_the_backups_own_acks_may_lag_behind() {
+        let state = AckState::placing();
+        for n in 1..=3 {
+            state.note_sent(n, n * 100, n + 7);
+        }
+        assert_eq!(state.place(99), None);
+        assert_eq!(state.place(299), Some(Placed { sequence: 2, stamp: 9 }));
+        assert_eq!((state.received(), state.place(299)), (2, None));
+        state.take(&ack(1, 1), 5).unwrap();
+        assert_eq!((state.received(), state.lag()), (2, 1), "no step back");
+        state.take(&ack(3, 1), 6).unwrap();
+        assert_eq!((state.received(), state.place(300)), (3, None));
+        assert!(matches!(state.take(&ack(2, 1), 7), Err(AckError::Backwards { from: 3, to: 2, .. })));
+    }
+
+    #[test]
+    fn with_more_frames_under_way_than_are_remembered_nothing_counts_too_early() {
+        let state = AckState::placing();
+        let total = 3 * ENDS as u64 + 17;
+        for n in 1..=total {
+            state.note_sent(n, n * 10, 0);
+        }
+        for placed in (0..=total).step_by(5) {
+            state.place(placed * 10);
+            assert!(state.received() <= placed);
+        }
+        state.place(total * 10);
+        assert_eq!(state.received(), total);
     }
 
     proptest! {

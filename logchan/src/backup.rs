@@ -36,6 +36,8 @@ pub fn pair<D: Duplex>(transport: D, generation: u64, ring_bytes: usize) -> (Log
         bytes: 0,
         partial: None,
         ack_owed: false,
+        placed: false,
+        over: None,
         lost: false,
     };
     (receiver, reader)
@@ -55,6 +57,10 @@ pub struct LogReceiver<D> {
     /// A frame that is being put together in the ring's reserved slot, and how much of it is there.
     partial: Option<(Envelope, usize)>,
     ack_owed: bool,
+    /// What the primary counts on is what was placed, not what was acknowledged.
+    placed: bool,
+    /// The transport has ended, and frames that came before still wait for room in the ring.
+    over: Option<Loss>,
     lost: bool,
 }
 
@@ -83,6 +89,19 @@ pub struct Polled {
 }
 
 impl<D: Duplex> LogReceiver<D> {
+    /// The primary counts on every frame that the transport has placed here, read or not
+    /// ([`crate::ack::AckState::placing`]). So no loss is told before all that was placed is in the ring; and
+    /// frames are acknowledged only by [`Self::acknowledge`], for nobody waits for it.
+    pub const fn count_as_placed(&mut self) {
+        self.placed = true;
+    }
+
+    /// Takes nothing more from the primary; polls put what came before into the ring, then tell the loss.
+    /// `false`: the transport cannot do that.
+    pub fn shut(&mut self) -> bool {
+        self.transport.shut()
+    }
+
     /// Waits for log, a wake, or the timeout (none: for ever); puts all whole frames into the ring and
     /// acknowledges the last of them. The ack goes out before the replay thread is woken, at the latest
     /// with the next poll: call it again without delay.
@@ -111,6 +130,9 @@ impl<D: Duplex> LogReceiver<D> {
     }
 
     fn poll_checked(&mut self, timeout: Option<Duration>) -> Result<Polled, Loss> {
+        if let Some(loss) = self.over.take() {
+            return self.take_the_rest(loss, timeout);
+        }
         if self.ack_owed {
             self.acknowledge(AckFlags::default())?;
         }
@@ -126,15 +148,34 @@ impl<D: Duplex> LogReceiver<D> {
             stalled = self.take().inspect_err(|_| self.acknowledge_if(before))?;
             if let Err(error) = wake {
                 self.acknowledge_if(before);
-                return Err(error.into());
+                if !self.placed || !stalled {
+                    return Err(error.into());
+                }
+                self.over = Some(error.into());
             }
         }
         self.acknowledge_if(before);
         Ok(Polled { frames: self.received - before, woken, watched, stalled })
     }
 
+    /// The transport has ended: only the ring's room is waited for, a moment at a time.
+    fn take_the_rest(&mut self, loss: Loss, timeout: Option<Duration>) -> Result<Polled, Loss> {
+        const MOMENT: Duration = Duration::from_millis(2);
+        let before = self.received;
+        let mut stalled = self.take()?;
+        if stalled && self.received == before {
+            self.transport.waker().wait(timeout.map_or(MOMENT, |timeout| timeout.min(MOMENT)));
+            stalled = self.take()?;
+        }
+        if !stalled {
+            return Err(loss);
+        }
+        self.over = Some(loss);
+        Ok(Polled { frames: self.received - before, stalled, ..Polled::default() })
+    }
+
     fn acknowledge_if(&mut self, before: u64) {
-        if self.received > before {
+        if self.received > before && !self.placed {
             // A broken transport shows itself in the next wait; frames received stay received.
             self.ack_owed |= self.acknowledge(AckFlags::default()).is_err();
         }

@@ -109,7 +109,9 @@ pub fn primary(
         ),
         None => (send, receive),
     };
-    let state = Arc::new(AckState::new());
+    // Encrypted, bytes of the transport are not bytes of the log: only the backup can say what it has.
+    let placing = receive.placed().is_some();
+    let state = Arc::new(if placing { AckState::placing() } else { AckState::new() });
     Ok(PrimaryEnds {
         sender: LogSender::new(send, agreed.generation, state.clone()),
         acks: AckReceiver::new(receive, agreed.generation, state.clone()),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 
-use crate::ack::{Ack, AckState};
+use crate::ack::{Ack, AckState, Placed};
 use crate::codec::{Encode, EncodeError, Encoder};
 use crate::frame::{ALIGN, Envelope, Flags, Frame, FrameError, HEADER_LEN, Header, Kind, frame_len, seal};
 use crate::loss::Loss;
@@ -189,7 +189,7 @@ impl<S: SendHalf> LogSender<S> {
         self.half.commit(len);
         self.sent = header.sequence;
         self.bytes += len as u64;
-        self.acks.note_sent(self.sent);
+        self.acks.note_sent(self.sent, self.bytes, header.stamp);
         if header.flags.contains(Flags::OUTPUT) {
             self.flush()?;
         }
@@ -237,6 +237,9 @@ impl<R: fmt::Debug> fmt::Debug for AckReceiver<R> {
 pub struct Heard {
     /// The newest ack, if any came.
     pub ack: Option<Ack>,
+    /// The newest frame that the transport has placed in the backup's memory, if it is news: with
+    /// [`AckState::placing`] only.
+    pub placed: Option<Placed>,
     /// Whether a [`crate::transport::Waker`] ended the wait.
     pub woken: bool,
     /// Whether the descriptor that is watched is readable.
@@ -261,13 +264,15 @@ impl<R: ReceiveHalf> AckReceiver<R> {
             return Err(Loss::LostBefore);
         }
         let outcome = self.half.wait(timeout).map_err(Loss::Transport);
+        // First: bytes that were placed are so whatever else went wrong.
+        let placed = self.half.placed().and_then(|bytes| self.acks.place(bytes));
         let mut newest = None;
         let taken = self.take(clock, &mut newest);
-        if newest.is_some() {
+        if newest.is_some() || placed.is_some() {
             self.acks.news().ring();
         }
         match taken.and(outcome) {
-            Ok(Wake { woken, watched, .. }) => Ok(Heard { ack: newest, woken, watched }),
+            Ok(Wake { woken, watched, .. }) => Ok(Heard { ack: newest, placed, woken, watched }),
             Err(loss) => {
                 self.lost = true;
                 self.acks.news().ring();

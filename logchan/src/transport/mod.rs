@@ -20,6 +20,9 @@ mod buffer;
 #[cfg(all(test, not(loom)))]
 mod suite;
 
+#[cfg(all(test, not(loom)))]
+mod placing;
+
 // Within one process, for tests: with delay, cut and corruption on demand.
 pub mod inproc;
 
@@ -151,6 +154,13 @@ pub trait ReceiveHalf: Send + fmt::Debug {
     /// Something that ends a wait from any thread.
     fn waker(&self) -> Waker;
 
+    /// Bytes of this side's own stream, from its start, of which the transport knows by itself that they
+    /// are in the peer's memory. A wait ends when it is more. `None`: it does not know, only the peer's
+    /// replies tell.
+    fn placed(&self) -> Option<u64> {
+        None
+    }
+
     /// From now on a wait also ends when this descriptor is readable: an epoll descriptor brings a
     /// whole set of them into the same wait.
     ///
@@ -175,6 +185,13 @@ pub trait Duplex: ReceiveHalf {
     /// # Errors
     /// The connection is broken.
     fn push(&mut self) -> Result<(), TransportError>;
+
+    /// Takes nothing more from the peer: nothing that it sends from now on is [placed](ReceiveHalf::placed).
+    /// Waits hand out all that was, and then fail. `false`: the transport cannot do that, because it places
+    /// nothing.
+    fn shut(&mut self) -> bool {
+        false
+    }
 }
 
 /// Appends `bytes` to a sending half as a whole, or not at all.
@@ -228,6 +245,10 @@ impl<T: ReceiveHalf + ?Sized> ReceiveHalf for Box<T> {
         (**self).waker()
     }
 
+    fn placed(&self) -> Option<u64> {
+        (**self).placed()
+    }
+
     fn watch(&mut self, fd: OwnedFd) -> Result<(), TransportError> {
         (**self).watch(fd)
     }
@@ -240,6 +261,10 @@ impl<T: Duplex + ?Sized> Duplex for Box<T> {
 
     fn push(&mut self) -> Result<(), TransportError> {
         (**self).push()
+    }
+
+    fn shut(&mut self) -> bool {
+        (**self).shut()
     }
 }
 
@@ -272,9 +297,16 @@ impl Waker {
 
     /// Takes in all wakes so far without waiting: whether there were any.
     pub(crate) fn drain(&self) -> bool {
+        self.wait(Duration::ZERO)
+    }
+
+    /// Waits for a wake, at most so long, in whole milliseconds: whether there was one. All so far are
+    /// taken in.
+    pub(crate) fn wait(&self, timeout: Duration) -> bool {
         let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one valid pollfd; no waiting.
-        if unsafe { libc::poll(&raw mut poll, 1, 0) } != 1 {
+        let millis = timeout.as_millis().min(i32::MAX as u128) as i32;
+        // SAFETY: one valid pollfd.
+        if unsafe { libc::poll(&raw mut poll, 1, millis) } != 1 {
             return false;
         }
         let mut count = [0_u8; 8];

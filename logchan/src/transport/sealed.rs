@@ -266,6 +266,10 @@ impl<D: Duplex> Duplex for SealedDuplex<D> {
         Ok(true)
     }
 
+    fn shut(&mut self) -> bool {
+        self.below.shut()
+    }
+
     fn push(&mut self) -> Result<(), TransportError> {
         self.seal_replies()?;
         self.below.push()

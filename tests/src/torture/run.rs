@@ -77,7 +77,9 @@ pub fn run(bed: &mut Bed, seed: u64, allowed: &[Kind]) -> anyhow::Result<Outcome
             return Ok(outcome);
         }
     };
-    let client = Client::start(Some(bed.lab.client()), bed.load(random.next()))?;
+    let load = bed.load(random.next());
+    let stragglers = load.stragglers;
+    let client = Client::start(Some(bed.lab.client()), load)?;
     if let Err(error) = client.wait_for_replies(Instant::now(), bed.patience(5.0)) {
         outcome.problems.push(format!("before the fault: {error:#}"));
         return Ok(outcome);
@@ -91,6 +93,10 @@ pub fn run(bed: &mut Bed, seed: u64, allowed: &[Kind]) -> anyhow::Result<Outcome
         outcome.acked = client.abandon()?.acked;
         judge_nobody(bed, &mut pair, &mut outcome);
         return Ok(outcome);
+    }
+    if struck.measured {
+        // Replies that come in before may have been under way at the fault: they end no outage.
+        bed.pause(stragglers)?;
     }
     if let Err(error) = client.wait_for_replies(Instant::now(), bed.patience(5.0)) {
         outcome.problems.push(format!("after the fault: {error:#}"));

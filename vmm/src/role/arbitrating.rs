@@ -4,7 +4,7 @@ use super::Next;
 use super::action::{Action, Actions, Report, Suspicion};
 use super::backup::{Backup, Progress};
 use super::claim::Claim;
-use super::event::{Event, Heartbeat, Standing};
+use super::event::{Batch, Event, Heartbeat, Standing};
 use super::moment::Moment;
 use super::primary::{Guest, Primary};
 use super::timing::Timing;
@@ -42,6 +42,8 @@ pub struct Contest {
 pub struct Takeover {
     generation: u64,
     progress: Progress,
+    /// The channel may still hold log that was placed: see [`Timing::placed`].
+    open: bool,
     /// Until then the primary may hold a lease.
     not_before: Moment,
     /// When it goes to the arbiter if it hears nothing more, or in any case.
@@ -130,6 +132,7 @@ impl Takeover {
         let mut takeover = Self {
             generation: backup.generation(),
             progress: backup.progress(),
+            open: timing.placed && !matches!(why, Suspicion::Channel(_)),
             not_before: backup.promise().not_before(),
             ask_at: AskAt {
                 heard: backup.last_heard(),
@@ -146,6 +149,17 @@ impl Takeover {
             _ => {}
         }
         takeover
+    }
+
+    /// Log that was placed before the channel was closed: it is executed, and nobody waits for its ack.
+    pub(super) fn on_batch(&mut self, batch: &Batch) {
+        if self.open && batch.generation == self.generation {
+            self.progress.received = self.progress.received.max(batch.sequence);
+        }
+    }
+
+    fn drained(&self) -> bool {
+        !self.open && self.progress.drained()
     }
 
     /// The primary has shut its gate for good: nothing has to be waited for.
@@ -169,6 +183,8 @@ impl Takeover {
                 }
             }
             Event::Executed { sequence, lag, digest } => self.progress.on_executed(sequence, lag, digest),
+            Event::Batch(batch) => self.on_batch(&batch),
+            Event::ChannelLost { generation, .. } if generation == self.generation => self.open = false,
             Event::Diverged(divergence) => return Next::Diverge(divergence),
             Event::Heartbeat(heartbeat) if heartbeat.generation == self.generation => {
                 self.ask_at.heard = now;
@@ -193,7 +209,7 @@ impl Takeover {
     pub(super) fn tick(&mut self, now: Moment, timing: &Timing, actions: &mut Actions) -> Next {
         match &mut self.stage {
             Stage::Draining => {
-                if self.progress.drained() && now >= self.ask_at.moment() {
+                if self.drained() && now >= self.ask_at.moment() {
                     self.stage = Stage::Asking(Claim::ask(self.generation + 1, actions));
                 }
             }
@@ -214,7 +230,7 @@ impl Takeover {
 
     pub(super) fn deadline(&self) -> Moment {
         let at = match &self.stage {
-            Stage::Draining if self.progress.drained() => Some(self.ask_at.moment()),
+            Stage::Draining if self.drained() => Some(self.ask_at.moment()),
             Stage::Draining => None,
             Stage::Asking(claim) => claim.deadline(),
             Stage::Winner => Some(self.not_before),

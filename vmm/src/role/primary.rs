@@ -107,16 +107,33 @@ impl Primary {
         self.heard(now, ack.received, ack.echo, gate)
     }
 
-    fn heard(&mut self, now: Moment, received: u64, echo: Option<Moment>, gate: &mut Gate) -> Next {
-        if received > self.sent {
+    /// As [`Self::on_ack`] for what the backup's adapter has, which says nothing of the process behind it: no
+    /// sign of life, no echo.
+    pub(super) fn on_placed(&mut self, now: Moment, generation: u64, sequence: u64, gate: &mut Gate) -> Next {
+        if generation != self.generation {
+            return Next::Stay;
+        }
+        if sequence > self.sent {
             return Next::Arbitrate(Suspicion::Channel(ChannelLoss::Corrupt));
         }
-        self.silence.heard(now);
+        self.acknowledged(now, sequence, gate);
+        Next::Stay
+    }
+
+    fn acknowledged(&mut self, now: Moment, received: u64, gate: &mut Gate) {
         if received > gate.acked() {
             self.waits_since = (received < self.sent).then_some(now);
             self.excused_until = None;
             gate.on_ack(received);
         }
+    }
+
+    fn heard(&mut self, now: Moment, received: u64, echo: Option<Moment>, gate: &mut Gate) -> Next {
+        if received > self.sent {
+            return Next::Arbitrate(Suspicion::Channel(ChannelLoss::Corrupt));
+        }
+        self.silence.heard(now);
+        self.acknowledged(now, received, gate);
         if let Some(stamp) = echo {
             gate.on_echo(now, stamp);
         }
@@ -284,6 +301,22 @@ impl Primary {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn placed_log_opens_the_gate_and_is_no_sign_of_life() {
+        let timing = Timing { placed: true, ..Timing::default() };
+        let at = Moment::from_nanos;
+        let mut gate = Gate::new(&timing, 8);
+        let mut primary = Primary::new(at(0), &timing, 1);
+        primary.sent = 5;
+        let deadline = primary.silence.deadline();
+        assert_eq!(primary.on_placed(at(10), 1, 4, &mut gate), Next::Stay);
+        assert_eq!((gate.acked(), primary.silence.deadline()), (4, deadline));
+        assert_eq!(primary.on_placed(at(11), 1, 3, &mut gate), Next::Stay);
+        assert_eq!(primary.on_placed(at(12), 2, 5, &mut gate), Next::Stay, "another generation's");
+        assert_eq!(gate.acked(), 4);
+        assert_ne!(primary.on_placed(at(13), 1, 6, &mut gate), Next::Stay, "never sent");
+    }
 
     #[test]
     fn missing_acks_are_no_fault_of_the_peer_while_this_side_was_absent() {

@@ -158,11 +158,29 @@ impl Side {
         }
     }
 
+    /// The transport says that log up to `sequence` lies in the backup's memory ([`Timing::placed`]): moves the
+    /// gate. It is no sign of life of the backup's process. Any action that comes of a bad one is returned.
+    pub fn on_placed(&mut self, now: Moment, generation: u64, sequence: u64) -> Option<Actions> {
+        let Role::Primary(primary) = &mut self.role else { return None };
+        match primary.on_placed(now, generation, sequence, &mut self.gate) {
+            Next::Stay => None,
+            next => {
+                let mut actions = Actions::default();
+                self.turn(now, next, &mut actions);
+                Some(actions)
+            }
+        }
+    }
+
     /// The short way of [`Event::Batch`]: the ack to send at once. `None`: it must not be acknowledged, nor
-    /// executed.
+    /// executed, unless it was placed before the channel was closed ([`Timing::placed`]).
     pub fn on_batch(&mut self, now: Moment, batch: &Batch) -> Option<Ack> {
         match &mut self.role {
             Role::Backup(backup) => backup.on_batch(now, batch),
+            Role::Arbitrating(Arbitrating::Takeover(takeover)) => {
+                takeover.on_batch(batch);
+                None
+            }
             _ => None,
         }
     }

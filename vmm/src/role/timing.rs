@@ -30,6 +30,10 @@ pub struct Timing {
     pub lag_bound: u64,
     /// Lag in log entries above which the primary is slowed.
     pub lag_entries: u64,
+    /// Log counts as acknowledged when it lies in the backup's memory, before the backup has looked at it. So
+    /// a backup that closed the channel may still find some there: it claims only after
+    /// [`Event::ChannelLost`](super::event::Event::ChannelLost) has said that this was all.
+    pub placed: bool,
 }
 
 impl Default for Timing {
@@ -44,6 +48,7 @@ impl Default for Timing {
             hand_over_patience: 500 * MILLISECOND,
             lag_bound: 200 * MILLISECOND,
             lag_entries: 1 << 16,
+            placed: false,
         }
     }
 }

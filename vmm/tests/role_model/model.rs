@@ -69,6 +69,7 @@ impl Bounds {
             hand_over_patience: 1,
             lag_bound: 1_000,
             lag_entries: 1_000,
+            placed: false,
         }
     }
 

@@ -73,12 +73,21 @@ struct Run {
     len: usize,
 }
 
+/// A write that was posted and has no completion yet.
+#[derive(Clone, Copy, Debug, Default)]
+struct UnderWay {
+    /// Bytes of the stream in it.
+    len: usize,
+    /// Bytes of the sender's buffer that its completion frees.
+    frees: usize,
+}
+
 /// The way out, behind a lock.
 struct Outgoing {
     flow: Outbound,
     runs: VecDeque<Run>,
-    /// Per write under way, in order: bytes of the sender's buffer that its completion frees.
-    under_way: VecDeque<usize>,
+    /// Writes under way, in order.
+    under_way: VecDeque<UnderWay>,
     /// Of these, writes that free bytes.
     holding: usize,
     /// A credit for the peer, and whether to wake it up for that.
@@ -104,6 +113,8 @@ pub(super) struct Connection {
     out: Mutex<Outgoing>,
     /// Bytes of the sender's buffer that are not needed any more, counted from the start.
     released: AtomicU64,
+    /// Bytes of the stream whose writes have completed: the peer's adapter has them.
+    placed: AtomicU64,
     /// Something waits for credits or for room in the queue.
     waiting: AtomicBool,
     cause: OnceLock<Cause>,
@@ -139,6 +150,7 @@ impl Connection {
             local_key,
             out: Mutex::new(out),
             released: AtomicU64::new(0),
+            placed: AtomicU64::new(0),
             waiting: AtomicBool::new(false),
             cause: OnceLock::new(),
             retired: Mutex::new(Vec::new()),
@@ -170,6 +182,19 @@ impl Connection {
     /// Bytes of the sender's buffer that are not needed any more, counted from the start.
     pub(super) fn released(&self) -> u64 {
         self.released.load(Ordering::Acquire)
+    }
+
+    /// Bytes of the stream that the peer's adapter has acknowledged, counted from the start.
+    pub(super) fn placed(&self) -> u64 {
+        self.placed.load(Ordering::Acquire)
+    }
+
+    /// Takes in completions of own writes.
+    pub(super) fn look_at_writes(&self) -> Result<(), Cause> {
+        if let Some(cause) = self.cause() {
+            return Err(cause);
+        }
+        self.reap(&mut self.out()).map_err(|cause| self.fail(cause))
     }
 
     /// Keeps a sender's buffer until no write can read it any more.
@@ -266,7 +291,7 @@ impl Connection {
                 remote_key: self.remote.word_key,
                 ..nothing
             };
-            out.under_way.push_back(0);
+            out.under_way.push_back(UnderWay::default());
             count = 1;
         }
         while count < room
@@ -290,10 +315,10 @@ impl Connection {
             count += 1;
             if len <= self.queues.inline() && out.holding == 0 {
                 // The bytes are in the request itself, and nothing before them is needed any more.
-                out.under_way.push_back(0);
+                out.under_way.push_back(UnderWay { len, frees: 0 });
                 self.released.fetch_add(len as u64, Ordering::Release);
             } else {
-                out.under_way.push_back(len);
+                out.under_way.push_back(UnderWay { len, frees: len });
                 out.holding += 1;
             }
         }
@@ -303,7 +328,7 @@ impl Connection {
             out.ended |= ending;
             out.bell = false;
             out.flow.sent(0);
-            out.under_way.push_back(0);
+            out.under_way.push_back(UnderWay::default());
             count += 1;
         }
         if count > 0 {
@@ -321,10 +346,11 @@ impl Connection {
                 if done.status != 0 {
                     return Err(Cause::Status(Side::Send, done.status));
                 }
-                let freed = out.under_way.pop_front().unwrap_or(0);
-                if freed > 0 {
+                let UnderWay { len, frees } = out.under_way.pop_front().unwrap_or_default();
+                self.placed.fetch_add(len as u64, Ordering::Release);
+                if frees > 0 {
                     out.holding -= 1;
-                    self.released.fetch_add(freed as u64, Ordering::Release);
+                    self.released.fetch_add(frees as u64, Ordering::Release);
                 }
             }
             if count < BATCH {

@@ -1,13 +1,13 @@
 //! The two halves, and the backup's end that replies.
 
-use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use super::conn::{Cause, Connection};
-use super::flow::Inbound;
+use super::flow::{Inbound, SLOTS};
+use super::sender::Sender;
 use super::verbs::{BATCH, Done, Side};
 use super::{Completion, RdmaConfig};
 use crate::transport::buffer::{Memory, SendBuffer};
@@ -17,49 +17,12 @@ use crate::transport::{Duplex, ReceiveHalf, SendHalf, TransportError, Wake, Wake
 const WINDOW: usize = 256 << 10;
 /// Looks at the queue between two looks at the descriptors and the clock, while polling.
 const TURNS: u32 = 64;
+/// Once a connection is over, its receive requests come back within this, each with a message or without.
+const DRAIN: Duration = Duration::from_millis(500);
+/// Between two looks at them.
+const NAP: Duration = Duration::from_millis(1);
 /// Waits that ended at once with data, between two looks at the descriptors.
 const STREAK: u32 = 32;
-
-/// Sends from a buffer of its own.
-struct Sender {
-    conn: Arc<Connection>,
-    /// Moved to the connection when dropped, which may still write from it.
-    buffer: ManuallyDrop<SendBuffer>,
-    released: u64,
-}
-
-impl Sender {
-    fn new(conn: Arc<Connection>, buffer: SendBuffer) -> Self {
-        Self { conn, buffer: ManuallyDrop::new(buffer), released: 0 }
-    }
-
-    fn settle(&mut self) {
-        let released = self.conn.released();
-        self.buffer.release_all((released - self.released) as usize);
-        self.released = released;
-    }
-
-    fn queued(&self) -> usize {
-        self.buffer.queued() - (self.conn.released() - self.released) as usize
-    }
-
-    fn flush(&mut self) -> Result<(), Cause> {
-        self.settle();
-        while let Some((start, len)) = self.buffer.submit() {
-            self.conn.queue(start, len);
-        }
-        self.conn.drive()?;
-        self.settle();
-        Ok(())
-    }
-}
-
-impl Drop for Sender {
-    fn drop(&mut self) {
-        // SAFETY: taken once, here.
-        self.conn.retire(unsafe { ManuallyDrop::take(&mut self.buffer) });
-    }
-}
 
 /// The sending half of an RDMA connection: one ring of the doorbell per flush, no waiting.
 pub struct RdmaSend(Sender);
@@ -130,8 +93,16 @@ struct Engine {
     waker: Waker,
     watched: Option<OwnedFd>,
     completion: Completion,
-    /// The next completion will make the descriptor readable.
-    armed: bool,
+    /// The next completion of the peer's writes, or of its own, will make the descriptor readable.
+    armed: [bool; 2],
+    /// Own writes that were placed are news, and how many bytes of them were told.
+    placed: Option<u64>,
+    placed_more: bool,
+    /// Receive requests that the device has.
+    requests: usize,
+    /// Nothing more can come out of the queue: the cause may be told.
+    drained: bool,
+    drain_until: Option<Instant>,
     /// What no wait has told yet.
     news: Wake,
     streak: u32,
@@ -149,7 +120,12 @@ impl Engine {
             waker: Waker::new()?,
             watched: None,
             completion: config.completion,
-            armed: false,
+            armed: [false; 2],
+            placed: config.placed.then_some(0),
+            placed_more: false,
+            requests: SLOTS as usize,
+            drained: false,
+            drain_until: None,
             news: Wake::default(),
             streak: 0,
             cause: None,
@@ -158,12 +134,23 @@ impl Engine {
 
     /// Takes in what came, without a system call if there is nothing to answer.
     fn take(&mut self) {
-        if self.cause.is_none()
-            && let Err(cause) = self.take_messages()
-        {
-            self.cause = Some(self.conn.fail(cause));
+        if !self.drained {
+            let taken = self.take_messages();
+            // A request that came back empty: all with messages came before it.
+            self.drained = taken.is_err() || self.requests == 0 || self.waited_enough();
+            if let Err(cause) = taken {
+                self.end(cause);
+            }
         }
         self.copy_out();
+        if self.cause.is_none() {
+            if self.placed.is_some()
+                && let Err(cause) = self.conn.look_at_writes()
+            {
+                self.end(cause);
+            }
+            self.note_placed();
+        }
         if self.cause.is_none() {
             let driven = match self.inbound.due() {
                 Some(credit) => self.conn.grant(credit),
@@ -171,7 +158,29 @@ impl Engine {
                 None => Ok(()),
             };
             // Bytes that came before are still to be taken in by the next turn.
-            self.cause = driven.err();
+            if let Err(cause) = driven {
+                self.end(cause);
+            }
+        }
+    }
+
+    /// The connection is over. The peer can place nothing more, and what it has is still to be taken in.
+    fn end(&mut self, cause: Cause) {
+        if self.cause.is_none() {
+            self.cause = Some(self.conn.fail(cause));
+            self.drain_until = Instant::now().checked_add(DRAIN);
+        }
+    }
+
+    fn waited_enough(&self) -> bool {
+        self.drain_until.is_some_and(|until| Instant::now() >= until)
+    }
+
+    fn note_placed(&mut self) {
+        if let Some(told) = &mut self.placed {
+            let placed = self.conn.placed();
+            self.placed_more |= placed > *told;
+            *told = placed;
         }
     }
 
@@ -188,7 +197,11 @@ impl Engine {
             // What the peer wrote before its message is visible from here on.
             fence(Ordering::Acquire);
             let good = done[..count].iter().take_while(|done| done.status == 0).count();
-            self.conn.queues.post_receives(good).map_err(looking)?;
+            self.requests -= good;
+            if self.cause.is_none() {
+                self.conn.queues.post_receives(good).map_err(looking)?;
+                self.requests += good;
+            }
             for done in &done[..count] {
                 if done.status != 0 {
                     return Err(self.conn.reason(done.status));
@@ -231,15 +244,35 @@ impl Engine {
     /// What ends a wait, if it is there.
     fn outcome(&mut self) -> Option<Result<Wake, TransportError>> {
         let wake = std::mem::take(&mut self.news);
-        if wake != Wake::default() {
+        if std::mem::take(&mut self.placed_more) || wake != Wake::default() {
             return Some(Ok(wake));
         }
         // What came in before the end is handed out first.
-        if self.inbound.readable().1 > 0 {
+        if self.inbound.readable().1 > 0 || self.is_draining() {
             return None;
         }
         let ended = self.inbound.ended().then_some(Cause::Closed);
         self.cause.or(ended).map(|cause| Err(cause.into()))
+    }
+
+    /// The connection is over, and messages that came before may still be in the queue.
+    const fn is_draining(&self) -> bool {
+        self.cause.is_some() && !self.drained
+    }
+
+    /// Makes the next completions wake this thread up. Whether that is news: then one may have come since
+    /// the last look, and would not.
+    fn arm(&mut self) -> Result<bool, TransportError> {
+        let wanted = [self.placed.is_some(), true];
+        let mut news = false;
+        for side in [Side::Send, Side::Receive] {
+            let armed = &mut self.armed[side as usize];
+            if wanted[side as usize] && !*armed && self.cause.is_none() {
+                self.conn.queues.arm(side).map_err(TransportError::io("ask for RDMA notifications"))?;
+                (*armed, news) = (true, true);
+            }
+        }
+        Ok(news)
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> Result<Wake, TransportError> {
@@ -272,11 +305,9 @@ impl Engine {
             if spin_until.is_none_or(|end| now < end) {
                 self.look(Some(Duration::ZERO))?;
                 std::thread::yield_now();
-            } else if !self.armed {
-                // A completion between the last look and this would make no descriptor readable.
-                let asking = TransportError::io("ask for RDMA notifications");
-                self.conn.queues.arm(Side::Receive).map_err(asking)?;
-                self.armed = true;
+            } else if self.is_draining() {
+                self.look(Some(left.map_or(NAP, |left| left.min(NAP))))?;
+            } else if self.arm()? {
                 continue;
             } else {
                 self.look(left)?;
@@ -318,16 +349,14 @@ impl Engine {
         self.news.watched |= watched;
         if completions {
             while let Some(side) = self.conn.queues.notification() {
-                self.armed &= side != Side::Receive;
+                self.armed[side as usize] = false;
             }
         }
         if events
             && self.cause.is_none()
             && let Some(cause) = self.conn.happened()
         {
-            // What the peer wrote before it went is there already.
-            let _ = self.take_messages();
-            self.cause = Some(self.conn.fail(cause));
+            self.end(cause);
         }
         Ok(())
     }
@@ -385,6 +414,10 @@ macro_rules! receive_half {
                 self.$engine.waker.clone()
             }
 
+            fn placed(&self) -> Option<u64> {
+                self.$engine.placed
+            }
+
             fn watch(&mut self, fd: OwnedFd) -> Result<(), TransportError> {
                 self.$engine.watched = Some(fd);
                 Ok(())
@@ -408,6 +441,11 @@ receive_half!(RdmaDuplex, engine, |this| {
 });
 
 impl Duplex for RdmaDuplex {
+    fn shut(&mut self) -> bool {
+        self.engine.end(Cause::Closed);
+        true
+    }
+
     fn reply(&mut self, bytes: &[u8]) -> Result<bool, TransportError> {
         self.replies.settle();
         let Some(room) = self.replies.buffer.room().get_mut(..bytes.len()) else { return Ok(false) };

@@ -28,6 +28,7 @@ mod conn;
 mod devices;
 mod flow;
 mod halves;
+mod sender;
 mod setup;
 mod verbs;
 
@@ -60,6 +61,9 @@ pub struct RdmaConfig {
     pub ring: usize,
     /// How a receiving thread learns of what came.
     pub completion: Completion,
+    /// The primary counts on what the adapters have placed in the backup's memory: its waits end with that
+    /// news, and [`super::ReceiveHalf::placed`] tells it.
+    pub placed: bool,
     /// Patience with the peer while the connection is set up.
     pub patience: Duration,
 }
@@ -70,6 +74,7 @@ impl Default for RdmaConfig {
             send_buffer: 16 << 20,
             ring: 4 << 20,
             completion: Completion::Events,
+            placed: false,
             patience: Duration::from_secs(5),
         }
     }
@@ -103,7 +108,8 @@ pub(crate) fn backup(
     let buffer = SendBuffer::new(REPLY_ROOM);
     let ring = config.ring.clamp(64 << 10, 1 << 30);
     let conn = setup::connect(&mut stream, session, Side::Backup, ring, &buffer, config)?;
-    RdmaDuplex::new(Arc::new(conn), buffer, config)
+    // Of its replies nobody needs to know.
+    RdmaDuplex::new(Arc::new(conn), buffer, &RdmaConfig { placed: false, ..*config })
 }
 
 #[cfg(test)]

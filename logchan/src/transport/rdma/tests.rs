@@ -408,3 +408,5 @@ fn a_stranger_without_the_token_gets_no_connection() {
     drop(queues);
     drop(listener);
 }
+
+mod placed;

@@ -155,6 +155,15 @@ pub enum RdmaCompletion {
     Busy,
 }
 
+/// `ack`: when log counts as safe with the backup, so that the outputs that wait for it may leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogAck {
+    /// The backup has read and checked it, and says so.
+    Read,
+    /// The backup's RDMA adapter says that it has it.
+    Placed,
+}
+
 /// `[pair]`: what two hosts must agree on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PairConfig {
@@ -170,6 +179,8 @@ pub struct PairConfig {
     pub transport: LogTransport,
     /// `completion`: with RDMA, how a receiving thread learns of what came; default events.
     pub completion: RdmaCompletion,
+    /// `ack`: what an output waits for; default read. Placed only with RDMA and without `encrypt`.
+    pub ack: LogAck,
     /// `arbiter`: a file or block device (Disk Paxos) or a directory (link). No default.
     pub arbiter: PathBuf,
     /// `heartbeat_ms`: between two heartbeats; 1 ms to 1 s, default 10 ms.

@@ -13,7 +13,7 @@ use toml::de::DeTable;
 use super::problem::{Problem, line_of};
 use super::section::{At, Problems, Section};
 use super::{
-    Config, DiskConfig, Kernel, LogTransport, MIB, MacAddress, MachineConfig, NetConfig, PairConfig,
+    Config, DiskConfig, Kernel, LogAck, LogTransport, MIB, MacAddress, MachineConfig, NetConfig, PairConfig,
     RdmaCompletion, SerialConfig, SerialInput, SerialOutput, Tsc,
 };
 
@@ -50,8 +50,7 @@ const COMPLETIONS: [(&str, RdmaCompletion); 3] = [
     ("adaptive", RdmaCompletion::Adaptive),
     ("busy", RdmaCompletion::Busy),
 ];
-/// `ack`, and whether this version has it.
-const ACKS: [(&str, bool); 2] = [("read", true), ("placed", false)];
+const ACKS: [(&str, LogAck); 2] = [("read", LogAck::Read), ("placed", LogAck::Placed)];
 
 /// Most cards, and most disks, that a machine can have.
 const MOST_DEVICES: usize = 4;
@@ -308,12 +307,15 @@ impl Reader<'_> {
             self.complain(&section, "transport", message);
         }
         let completion = self.choice(&section, "completion", &COMPLETIONS);
-        if !self.choice(&section, "ack", &ACKS) {
-            let message = "\"placed\" is not offered: this version acknowledges what the backup has read and checked, \"read\"";
+        let ack = self.choice(&section, "ack", &ACKS);
+        let encrypt = section.boolean("encrypt", false, &mut self.problems);
+        if ack == LogAck::Placed && transport != LogTransport::Rdma {
+            self.complain(&section, "ack", "\"placed\" is what an RDMA adapter says: transport = \"rdma\"");
+        } else if ack == LogAck::Placed && encrypt {
+            let message = "\"placed\" cannot be had with `encrypt`: the adapter counts bytes that only the backup can open";
             self.complain(&section, "ack", message);
         }
         let problems = &mut self.problems;
-        let encrypt = section.boolean("encrypt", false, problems);
         let heartbeat = section.integer("heartbeat_ms", 10, 1..=1_000, problems);
         let missed = section.integer("missed", 5, 2..=100, problems) as u32;
         let log_buffer = section.integer("log_buffer_mib", 16, 1..=1_024, problems) * MIB;
@@ -335,6 +337,7 @@ impl Reader<'_> {
             encrypt,
             transport,
             completion,
+            ack,
             arbiter: arbiter?,
             heartbeat: Duration::from_millis(heartbeat),
             missed,

@@ -349,3 +349,17 @@ const VALUES: &[&str] = &[
     "0xffffffffffffffffffff",
     "nan",
 ];
+
+#[test]
+fn placed_is_for_rdma_without_encryption() {
+    let pair = "name = \"a\"\n[pair]\nlisten = \"10.0.0.1:1\"\nprimary = \"10.0.0.2:1\"\nkey = \"k\"\narbiter = \"a\"\n";
+    let over_tcp = parse(&format!("{pair}ack = \"placed\"")).unwrap_err().to_string();
+    assert!(over_tcp.contains("pair.ack") && over_tcp.contains("transport = \"rdma\""), "{over_tcp}");
+    let rdma = format!("{pair}transport = \"rdma\"\nack = \"placed\"\n");
+    let sealed = parse(&format!("{rdma}encrypt = true")).unwrap_err().to_string();
+    assert!(sealed.contains("encrypt"), "{sealed}");
+    if cfg!(feature = "rdma") {
+        assert_eq!(parse(&rdma).unwrap().pair().unwrap().ack, LogAck::Placed);
+        assert_eq!(parse(pair).unwrap().pair().unwrap().ack, LogAck::Read);
+    }
+}

@@ -29,6 +29,9 @@ mod beacon;
 /// Running the machine as the primary does, and as a backup that went live.
 mod lead;
 
+/// What carries the log.
+mod link;
+
 /// The log of a primary, and the outputs that depend on it.
 mod log;
 

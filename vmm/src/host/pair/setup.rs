@@ -9,12 +9,10 @@ use std::time::Duration;
 
 use kvm_ioctls::Kvm;
 use tandem_arbiter::{Side as ArbiterSide, Token};
-use tandem_logchan::channel::{self, BackupEnds, Link, OpenError, PrimaryEnds};
+use tandem_logchan::channel::{self, BackupEnds, OpenError, PrimaryEnds};
 use tandem_logchan::codec::SchemaDigest;
 use tandem_logchan::handshake::{Hello, Identity, PreSharedKey, Side as ChannelSide};
-#[cfg(feature = "rdma")]
-use tandem_logchan::transport::rdma::{Completion, RdmaConfig};
-use tandem_logchan::transport::tcp::{self, TcpConfig};
+use tandem_logchan::transport::tcp;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::beacon::Beacon;
@@ -24,14 +22,13 @@ use super::delay::Delays;
 use super::follow::{Following, follow};
 use super::gated::{Exits, gate};
 use super::lead::{Leader, lead};
+use super::link::{link, patience};
 use super::log::PairLog;
 use super::shared::{News, Order, Shared};
 use super::side::{self, Channel, SideThread};
 use super::status::{self, Board};
 use super::{FIRST_GENERATION, PairEnded, PairError, host};
-#[cfg(feature = "rdma")]
-use crate::host::config::RdmaCompletion;
-use crate::host::config::{Config, LogTransport, PairConfig, SerialInput, read_key};
+use crate::host::config::{Config, LogAck, LogTransport, PairConfig, SerialInput, read_key};
 use crate::host::control::{Role, Server};
 use crate::host::guest::{BootFacts, Guest};
 use crate::host::io::disk::Disks;
@@ -52,13 +49,6 @@ use crate::role::event::Event;
 use crate::role::joining::Start;
 use crate::role::side::State;
 use crate::role::{Side, Timing};
-
-/// Patience with a peer that shakes hands, and that sets up an RDMA connection.
-const HANDSHAKE: Duration = Duration::from_secs(5);
-
-/// How long a thread with `completion = "adaptive"` looks before it sleeps.
-#[cfg(feature = "rdma")]
-const SPIN: Duration = Duration::from_micros(50);
 
 /// Between two attempts to reach the backup.
 const RETRY: Duration = Duration::from_millis(200);
@@ -95,9 +85,11 @@ fn parts(config: &Config, pair: &PairConfig, side: ArbiterSide) -> Result<Parts,
         })
         .part("name", &config.name, config.name.as_bytes());
     // Or one side would wait for a connection that the other does not make.
-    let identity = match pair.transport {
-        LogTransport::Tcp => identity,
-        LogTransport::Rdma => identity.part("transport", "rdma", b"rdma"),
+    let identity = match (pair.transport, pair.ack) {
+        (LogTransport::Tcp, _) => identity,
+        (LogTransport::Rdma, LogAck::Read) => identity.part("transport", "rdma", b"rdma"),
+        // A backup that does not know of it would not read what only lies in its memory.
+        (LogTransport::Rdma, LogAck::Placed) => identity.part("transport", "rdma, placed", b"rdma, placed"),
     }
     .build();
     let token = Token(BootFacts::draw()?.seed[..16].try_into().unwrap_or_default());
@@ -112,6 +104,7 @@ fn timing(pair: &PairConfig) -> Timing {
         missed: pair.missed,
         early: default.early.min(pair.missed.saturating_sub(1)).max(1),
         lag_bound: pair.lag_bound.as_nanos() as u64,
+        placed: pair.ack == LogAck::Placed,
         ..default
     };
     // Who allows for more silence has slower hosts: the other waits are five times as long at least.
@@ -129,31 +122,6 @@ fn hello(side: ChannelSide, pair: &PairConfig, identity: &Identity) -> Hello {
         schema: SchemaDigest::of(SCHEMA),
         identity: identity.clone(),
     }
-}
-
-fn link(pair: &PairConfig) -> Link {
-    let buffer = pair.log_buffer as usize;
-    match pair.transport {
-        #[cfg(feature = "rdma")]
-        LogTransport::Rdma => Link::Rdma(RdmaConfig {
-            send_buffer: buffer,
-            ring: buffer,
-            completion: match pair.completion {
-                RdmaCompletion::Events => Completion::Events,
-                RdmaCompletion::Adaptive => Completion::Adaptive(SPIN),
-                RdmaCompletion::Busy => Completion::Busy,
-            },
-            patience: patience(pair),
-        }),
-        // The config refuses RDMA in a build without it.
-        _ => TcpConfig { send_buffer: buffer, ..TcpConfig::default() }.into(),
-    }
-}
-
-/// Patience with a peer that shakes hands: who allows for long silence has slow hosts.
-fn patience(pair: &PairConfig) -> Duration {
-    let silence = Duration::from_nanos(timing(pair).silence());
-    HANDSHAKE.max(silence.saturating_mul(20))
 }
 
 /// The wiring between the two threads of a side.
@@ -241,6 +209,7 @@ pub fn primary(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairEr
         side,
         channel: Channel::Acks(receiver),
         generation: agreed.generation,
+        placed: parts.timing.placed,
         acks: Some(acks),
         shared: Arc::clone(&shared),
         beacon,
@@ -275,6 +244,9 @@ pub fn backup(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairErr
     tracing::info!(listen = %pair.listen, "waiting for the primary");
     let (BackupEnds { mut receiver, reader, agreed }, peer) = accept(&listener, pair, &parts, shutdown)?;
     tracing::info!(primary = %peer, generation = agreed.generation, "paired");
+    if parts.timing.placed {
+        receiver.count_as_placed();
+    }
     drop(listener);
     let beacon = open_beacon(pair, ChannelSide::Backup, &parts)?;
 
@@ -308,6 +280,7 @@ pub fn backup(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairErr
         side,
         channel: Channel::Log(receiver),
         generation: agreed.generation,
+        placed: parts.timing.placed,
         acks: None,
         shared: Arc::clone(&shared),
         beacon,

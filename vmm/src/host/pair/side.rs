@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use tandem_logchan::ack::{AckFlags, AckState};
 use tandem_logchan::backup::LogReceiver;
-use tandem_logchan::loss::Loss;
 use tandem_logchan::primary::AckReceiver;
-use tandem_logchan::transport::{Duplex, ReceiveHalf, TransportError};
+use tandem_logchan::transport::{Duplex, ReceiveHalf};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::beacon::Beacon;
@@ -29,9 +28,11 @@ use crate::host::shutdown::Shutdown;
 use crate::host::tap::rarp_announcement;
 use crate::host::vcpu::inputs::InputSource;
 use crate::role::action::{Action, Actions, HaltReason, Report};
-use crate::role::event::{Ack, Batch, ChannelLoss, Event};
+use crate::role::event::{Ack, Batch, Event};
 use crate::role::side::State;
 use crate::role::{Moment, Side};
+
+mod over;
 
 /// The longest sleep: for the status. While there is a peer, the protocol's own deadlines are heartbeats.
 const LONGEST_SLEEP: Duration = Duration::from_millis(50);
@@ -59,6 +60,8 @@ pub(super) struct SideThread {
     pub(super) channel: Channel,
     /// The generation of the channel.
     pub(super) generation: u64,
+    /// `ack = "placed"`: log counts from when it lies in the backup's memory.
+    pub(super) placed: bool,
     pub(super) acks: Option<Arc<AckState>>,
     pub(super) shared: Arc<Shared>,
     pub(super) beacon: Beacon,
@@ -188,6 +191,9 @@ impl Loop {
         match &mut self.s.channel {
             Channel::Acks(receiver) => match receiver.poll(Some(patience), || now().as_nanos()) {
                 Ok(heard) => {
+                    if let Some(placed) = heard.placed {
+                        self.take_placed(placed, !patience.is_zero());
+                    }
                     if let Some(ack) = heard.ack {
                         self.take_ack(&ack, !patience.is_zero());
                     }
@@ -243,7 +249,9 @@ impl Loop {
         let lag = self.lag.executed(ack.executed.sequence, now);
         self.s.board.lag(lag);
         let sent = Moment::from_nanos(ack.echo);
-        self.s.exits.delays.acknowledged(ack.received, sent, waited.then_some(now));
+        if !self.s.placed {
+            self.s.exits.delays.acknowledged(ack.received, sent, waited.then_some(now));
+        }
         let ack = Ack {
             generation: self.s.generation,
             received: ack.received,
@@ -256,17 +264,6 @@ impl Loop {
             self.perform(&actions);
         }
         self.release();
-    }
-
-    fn lose(&mut self, loss: &Loss) {
-        self.s.channel = Channel::Closed;
-        let how = match loss {
-            Loss::Goodbye { .. } | Loss::Transport(TransportError::Closed) => ChannelLoss::Closed,
-            Loss::Transport(_) => ChannelLoss::Reset,
-            _ => ChannelLoss::Corrupt,
-        };
-        tracing::info!(%loss, ?how, "the log channel is over");
-        self.on(now(), Event::ChannelLost { generation: self.s.generation, loss: how });
     }
 
     fn take_descriptors(&mut self) -> Result<(), PairError> {
@@ -425,7 +422,7 @@ impl Loop {
                 // The vCPU thread stalls by itself when the log is full.
                 Action::Stall(_) => {}
                 Action::Throttle(level) => self.s.shared.throttle.store(level, Ordering::Relaxed),
-                Action::CloseChannel => self.s.channel = Channel::Closed,
+                Action::CloseChannel => self.close_channel(),
                 Action::GoLive { generation } => self.go_live(generation),
                 Action::RunAlone { generation } => {
                     tracing::info!(generation, "running on without a backup");
