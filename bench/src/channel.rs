@@ -218,7 +218,8 @@ impl<S: SendHalf, R: ReceiveHalf> Channel<S, R> {
         Ok(self.sender.append(Kind::Batch, flags, self.batch.position, &self.batch)?)
     }
 
-    fn frame_len(&mut self) -> Result<usize> {
+    /// Bytes of an entry's frame; one is sent.
+    pub(crate) fn frame_len(&mut self) -> Result<usize> {
         let before = self.sender.bytes();
         self.append(Flags::OUTPUT)?;
         self.drain()?;

@@ -157,7 +157,6 @@ impl Connection {
         }
     }
 
-    #[cfg(test)]
     pub(super) const fn remote(&self) -> &Remote {
         &self.remote
     }

@@ -28,12 +28,14 @@ mod conn;
 mod devices;
 mod flow;
 mod halves;
+mod pingpong;
 mod sender;
 mod setup;
 mod verbs;
 
 pub use devices::{Port, ports};
 pub use halves::{RdmaDuplex, RdmaReceive, RdmaSend};
+pub use pingpong::{PingPong, loopback};
 
 /// Bytes of the primary's ring for acks.
 const ACK_RING: usize = 256 << 10;

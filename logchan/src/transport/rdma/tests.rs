@@ -138,6 +138,19 @@ suite! {
     a_watched_descriptor_ends_the_wait_as_long_as_it_is_readable
 }
 
+#[test]
+fn a_device_answers_itself() {
+    let Some(bed) = Bed::find() else { return };
+    bed.enter(Side::Primary);
+    for port in ports().unwrap() {
+        println!("{port:?}");
+        assert!(port.active && port.mtu >= 256 && !port.gids.is_empty(), "{port:?}");
+    }
+    println!("round trip {:?}", loopback(bed.addresses[0].ip(), PATIENCE).unwrap());
+    // The other namespace's address is no address here.
+    assert!(loopback(bed.addresses[1].ip(), PATIENCE).is_err());
+}
+
 /// Waits until the half fails, and says how.
 fn failure(half: &mut impl ReceiveHalf) -> TransportError {
     let deadline = Instant::now() + PATIENCE;

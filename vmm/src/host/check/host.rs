@@ -184,10 +184,40 @@ fn verbs(report: &mut Report) {
                 let gids = if port.gids.is_empty() { "no GID".to_owned() } else { port.gids.join(", ") };
                 let found =
                     format!("port {}: {}, {}, MTU {}, {gids}", port.port, port.state, port.link, port.mtu);
-                report.add(if port.active { Item::ok(&item, found) } else { Item::note(&item, found) });
+                report.add(if port.active {
+                    loopback(&item, &found, &port.gids)
+                } else {
+                    Item::note(&item, found)
+                });
             }
         }
         Err(error) => report.add(Item::note("RDMA", error.to_string())),
+    }
+}
+
+/// An active port, and whether it reaches itself.
+#[cfg(feature = "rdma")]
+fn loopback(item: &str, found: &str, gids: &[String]) -> Item {
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+    let addresses = gids.iter().filter_map(|gid| gid.parse::<std::net::IpAddr>().ok());
+    // A link-local address would need its interface too.
+    let own = addresses
+        .filter(|address| !matches!(address, std::net::IpAddr::V6(v6) if v6.is_unicast_link_local()));
+    let Some(address) = own.into_iter().next() else {
+        let found = format!("{found}; no loopback ping: it has no IP address");
+        return Item::note(item, found).remedy("give its network interface an address: rdma_cm needs one");
+    };
+    match tandem_logchan::transport::rdma::loopback(address, PATIENCE) {
+        Ok(trip) => {
+            Item::ok(item, format!("{found}; loopback round trip {:.1} us", trip.as_secs_f64() * 1e6))
+        }
+        Err(error) => {
+            let causes =
+                std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+            let why = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+            Item::note(item, format!("{found}; loopback ping to {address} failed: {why}"))
+                .remedy("is the address in this network namespace, and ulimit -l unlimited?")
+        }
     }
 }
 
