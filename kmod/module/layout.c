@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Compile-time checks of svm.h and vmx.h against KVM's own headers, where these are at hand. No code. */
+/* Compile-time checks of svm.h and vmx.h against KVM's own headers, where these are at hand. */
 
 #include <linux/build_bug.h>
 #include "svm/svm.h"
 #include "vmx/vmx.h"
 
+#include "shim.h"
 #include "svm.h"
 #include "vmx.h"
+
+/* That this file was compiled. */
+const bool tandem_layout_checked = true;
 
 static_assert(offsetof(struct vcpu_svm, vmcb) == offsetof(struct tandem_vcpu_svm, vmcb));
 static_assert(offsetof(struct vcpu_svm, vmcb01) == offsetof(struct tandem_vcpu_svm, vmcb01));

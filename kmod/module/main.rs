@@ -20,9 +20,11 @@ use kernel::uaccess::{UserPtr, UserSlice};
 pub mod brain;
 mod registration;
 mod shim;
+mod traces;
 
 use brain::abi;
 use registration::{REGISTERED, Registration};
+use traces::Trace;
 
 module! {
     type: TandemModule,
@@ -36,6 +38,7 @@ module! {
 struct TandemModule {
     #[pin]
     _device: MiscDeviceRegistration<Device>,
+    _traces: traces::Root,
 }
 
 impl kernel::InPlaceModule for TandemModule {
@@ -46,12 +49,17 @@ impl kernel::InPlaceModule for TandemModule {
         try_pin_init!(Self {
             _: {
                 let isa = isa()?;
+                if !shim::tandem_layout_known() {
+                    return Err(ENODEV);
+                }
                 if shim::tandem_host_khz() == 0 {
                     pr_err!("the host's TSC has no known frequency\n");
                     return Err(ENODEV);
                 }
                 pr_info!("interface {}, virtualisation extension {}\n", abi::VERSION, isa.number);
             },
+            // SAFETY: as above.
+            _traces: unsafe { traces::Root::new() },
             _device <- MiscDeviceRegistration::register(options),
         })
     }
@@ -72,6 +80,9 @@ struct Device {
     /// Never held while user memory is touched: `mmap` comes with the memory lock that a page fault takes.
     #[pin]
     vcpu: Mutex<Option<KBox<Registration>>>,
+    /// Its histograms in debugfs, once they were asked for. Taken before `vcpu`, never after it.
+    #[pin]
+    trace: Mutex<Option<Trace>>,
 }
 
 /// What ioctls carry.
@@ -91,7 +102,7 @@ impl MiscDevice for Device {
     type Ptr = Pin<KBox<Self>>;
 
     fn open(_file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<Pin<KBox<Self>>> {
-        KBox::try_pin_init(try_pin_init!(Self { vcpu <- new_mutex!(None) }), GFP_KERNEL)
+        KBox::try_pin_init(try_pin_init!(Self { vcpu <- new_mutex!(None), trace <- new_mutex!(None) }), GFP_KERNEL)
     }
 
     fn mmap(me: Pin<&Self>, _file: &File, vma: &VmaNew) -> Result {
@@ -106,15 +117,12 @@ impl MiscDevice for Device {
                 let mut ask: abi::Register = read(user)?;
                 ask.area = me.register(&ask)?;
                 if let Err(error) = write(user, &ask) {
-                    // Taken out first: it is dropped without the lock.
-                    let registration = me.vcpu.lock().take();
-                    drop(registration);
+                    drop(me.unregister());
                     return Err(error);
                 }
             }
             abi::UNREGISTER => {
-                let registration = me.vcpu.lock().take();
-                drop(registration.ok_or(ENXIO)?);
+                drop(me.unregister().ok_or(ENXIO)?);
             }
             abi::SET_CLOCK => {
                 let ask: abi::Clock = read(user)?;
@@ -129,7 +137,7 @@ impl MiscDevice for Device {
                 if on > 1 {
                     return Err(EINVAL);
                 }
-                me.with_vcpu(|vcpu| vcpu.set_tracing(on == 1))?;
+                me.set_tracing(on == 1)?;
             }
             abi::HISTOGRAM => {
                 let mut ask: abi::Histogram = read(user)?;
@@ -146,6 +154,24 @@ impl MiscDevice for Device {
 impl Device {
     fn with_vcpu<T>(&self, act: impl FnOnce(&Registration) -> Result<T>) -> Result<T> {
         act(self.vcpu.lock().as_ref().ok_or(ENXIO)?)
+    }
+
+    /// Takes the registration out, to be dropped without the lock, and what shows its histograms away.
+    fn unregister(&self) -> Option<KBox<Registration>> {
+        let registration = self.vcpu.lock().take();
+        let trace = self.trace.lock().take();
+        drop(trace);
+        registration
+    }
+
+    /// Switches histograms on or off, and shows them.
+    fn set_tracing(&self, on: bool) -> Result {
+        let mut trace = self.trace.lock();
+        let kinds = self.with_vcpu(|vcpu| vcpu.set_tracing(on))?;
+        if let (None, Some(kinds)) = (trace.as_ref(), kinds) {
+            *trace = Some(traces::show(kinds)?);
+        }
+        Ok(())
     }
 
     /// Registers; gives the length of the shared area.

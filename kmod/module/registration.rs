@@ -8,12 +8,12 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use kernel::ffi::c_void;
 use kernel::prelude::*;
-use kernel::sync::global_lock;
+use kernel::sync::{Arc, global_lock};
 use kernel::sync::rcu::synchronize_rcu;
 
 use crate::brain::abi::{self, Control, Pause, Register};
 use crate::brain::clock::VirtualTsc;
-use crate::brain::histogram::{self, Kind};
+use crate::brain::histogram::{self, Kind, Live};
 use crate::brain::ring::Slot;
 use crate::brain::table::{Table, TableError};
 use crate::brain::trap::Trap;
@@ -76,8 +76,8 @@ impl Drop for Memory {
 struct State {
     brain: Vcpu,
     hardware: Hardware,
-    /// Histograms; empty until they were asked for.
-    kinds: KVVec<Kind>,
+    /// Histograms, once they were asked for.
+    kinds: Option<Arc<KVVec<Live>>>,
     tracing: bool,
     /// Host TSC at the last exit, while tracing; 0: none.
     left: u64,
@@ -139,7 +139,7 @@ impl Registration {
         let state = State {
             brain: Vcpu::new(ask.traps, clock),
             hardware: Hardware::default(),
-            kinds: KVVec::new(),
+            kinds: None,
             tracing: false,
             left: 0,
             reason: 0,
@@ -217,28 +217,32 @@ impl Registration {
         Ok(())
     }
 
-    /// Switches histograms on, from zero, or off.
-    pub(crate) fn set_tracing(&self, on: bool) -> Result {
-        let mut kinds = KVVec::new();
-        if on {
-            for _ in 0..histogram::KINDS {
-                kinds.push(Kind::default(), GFP_KERNEL)?;
-            }
-        }
+    /// Switches histograms on, from zero, and gives them; or off.
+    pub(crate) fn set_tracing(&self, on: bool) -> Result<Option<Arc<KVVec<Live>>>> {
         let mut idle = self.idle()?;
         let state = idle.state();
+        if on {
+            match &state.kinds {
+                Some(kinds) => kinds.iter().for_each(Live::clear),
+                None => {
+                    let mut kinds = KVVec::new();
+                    for _ in 0..histogram::KINDS {
+                        kinds.push(Live::default(), GFP_KERNEL)?;
+                    }
+                    state.kinds = Some(Arc::new(kinds, GFP_KERNEL)?);
+                }
+            }
+        }
         state.tracing = on;
         state.left = 0;
-        if on {
-            // The old ones are freed with the lock held, which allows sleeping.
-            state.kinds = kinds;
-        }
-        Ok(())
+        Ok(state.kinds.clone())
     }
 
     /// One histogram.
     pub(crate) fn histogram(&self, index: u32) -> Result<Kind> {
-        self.idle()?.state().kinds.get(index as usize).copied().ok_or(ENOENT)
+        let mut idle = self.idle()?;
+        let kinds = idle.state().kinds.as_ref().ok_or(ENOENT)?;
+        kinds.get(index as usize).map(Live::kind).ok_or(ENOENT)
     }
 
     /// The vCPU is about to enter the guest.
@@ -268,7 +272,9 @@ impl Registration {
         }
         if state.tracing && state.left != 0 {
             let cycles = shim::tandem_rdtsc().wrapping_sub(state.left);
-            histogram::note(&mut state.kinds, state.reason, cycles);
+            if let Some(kinds) = &state.kinds {
+                histogram::note(kinds, state.reason, cycles);
+            }
             state.left = 0;
         }
     }

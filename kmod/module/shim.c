@@ -7,8 +7,11 @@
 #include <linux/module.h>
 #include <linux/smp.h>
 #include <linux/tracepoint.h>
+#include <linux/utsname.h>
+#include <linux/version.h>
 #include <linux/vmalloc.h>
 #include <asm/tsc.h>
+#include <generated/utsrelease.h>
 
 #include "shim.h"
 
@@ -47,6 +50,30 @@ void tandem_detach(void)
 	tracepoint_probe_unregister(&__tracepoint_kvm_entry, on_entry, NULL);
 	tracepoint_probe_unregister(&__tracepoint_kvm_exit, on_exit, NULL);
 	tracepoint_synchronize_unregister();
+}
+
+/* The only Linux whose KVM this module knows without a look into its source. */
+#define KNOWN(version) ((version) >= KERNEL_VERSION(7, 3, 0) && (version) < KERNEL_VERSION(7, 4, 0))
+
+/*
+ * What can be said of KVM's private layouts before there is a vCPU: they are those of the kernel that this module was
+ * built for, and there they were compared with KVM's source, or are known. Each registration looks at its vCPU besides.
+ */
+bool tandem_layout_known(void)
+{
+	const char *running = init_utsname()->release;
+
+	if (strcmp(running, UTS_RELEASE)) {
+		pr_err("tandem: built for Linux %s, and this is %s: KVM's private state may be laid out otherwise; refused\n",
+		       UTS_RELEASE, running);
+		return false;
+	}
+	if (!(&tandem_layout_checked && tandem_layout_checked) && !KNOWN(LINUX_VERSION_CODE)) {
+		pr_err("tandem: KVM's private state in Linux %s is unknown, and was not compared with KVM's source at the build; refused\n",
+		       running);
+		return false;
+	}
+	return true;
 }
 
 const struct tandem_isa *tandem_find_isa(void)

@@ -52,6 +52,9 @@ struct tandem_isa {
 extern const struct tandem_isa tandem_svm;
 extern const struct tandem_isa tandem_vmx;
 
+/* In layout.c, which is compiled where KVM's source is at hand. */
+extern const bool tandem_layout_checked __weak;
+
 /* Whether the guest's CPUID shows a feature (X86_FEATURE_...) that KVM keeps in the leaf of the same number. */
 static inline bool tandem_guest_has(struct kvm_vcpu *vcpu, unsigned int feature)
 {
@@ -64,6 +67,7 @@ void tandem_on_exit(struct kvm_vcpu *vcpu);
 
 /* In C, called by Rust. */
 const struct tandem_isa *tandem_find_isa(void);
+bool tandem_layout_known(void);
 int tandem_attach(void);
 void tandem_detach(void);
 struct file *tandem_get_vcpu(const struct tandem_isa *isa, int fd, struct kvm_vcpu **vcpu);

@@ -60,6 +60,7 @@ unsafe impl Sync for Isa {}
 // SAFETY: the declarations are those of shim.h; the safe ones have no conditions.
 unsafe extern "C" {
     pub(crate) unsafe fn tandem_find_isa() -> *const Isa;
+    pub(crate) safe fn tandem_layout_known() -> bool;
     pub(crate) unsafe fn tandem_attach() -> c_int;
     pub(crate) unsafe fn tandem_detach();
     pub(crate) unsafe fn tandem_get_vcpu(isa: *const Isa, fd: c_int, vcpu: *mut *mut KvmVcpu) -> *mut KernelFile;

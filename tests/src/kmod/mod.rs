@@ -1,6 +1,7 @@
 //! What the kernel module is tried with: a tiny VM whose guest executes nothing but the instructions in question.
 
 pub mod guest;
+mod histograms;
 pub mod misuse;
 pub mod storm;
 pub mod trials;

@@ -9,8 +9,8 @@ use tandem_kmod_brain::trap::{ALL_TRAPS, Trap};
 use tandem_vmm::machine::cpu::capture::{CaptureMode, QUANTUM};
 use thiserror::Error;
 
-use super::guest;
 use super::vm::{EDGE, End, RESULTS, Ring, Tiny};
+use super::{guest, histograms};
 
 const RINGS: [Ring; 2] = [Ring::Kernel, Ring::User];
 /// RFLAGS.IF.
@@ -45,10 +45,10 @@ pub const ALL: &[Trial] = &[
     ("after it was let go, and with the mode off, the vCPU reads the native TSC", let_go),
     ("letting a running vCPU go from another thread leaves it running", let_go_running),
     ("the virtual TSC goes on after a replay where the replay ended", go_live),
-    ("histograms count the exits of a run by reason", histograms),
+    ("histograms count the exits of a run by reason", histograms::histograms),
 ];
 
-fn recorder(system: &Kvm, entries: u32) -> Result<Tiny> {
+pub(super) fn recorder(system: &Kvm, entries: u32) -> Result<Tiny> {
     let mut vm = Tiny::new(system)?;
     vm.register(ALL_TRAPS, entries, CaptureMode::Record)?;
     Ok(vm)
@@ -471,24 +471,5 @@ fn go_live(system: &Kvm) -> Result<()> {
     ensure!(last == entries[99].value, "the last replayed value");
     ensure!(end - last <= took, "the guest saw {} ns pass in {took} ns", end - last);
     ensure!(end > first, "the clock stands");
-    Ok(())
-}
-
-fn histograms(system: &Kvm) -> Result<()> {
-    let mut vm = recorder(system, 1024)?;
-    vm.capture()?.set_tracing(true)?;
-    vm.start(guest::rdtsc(), Ring::Kernel, 300, 0)?;
-    vm.finish()?;
-    let kinds = vm.capture()?.histograms()?;
-    // SVM exit code 0x6e, VMX reason 16.
-    let tsc =
-        kinds.iter().find(|kind| [0x6e, 16].contains(&kind.reason)).context("no RDTSC in the histograms")?;
-    ensure!(tsc.count >= 299, "{} counted", tsc.count);
-    ensure!(tsc.buckets.iter().sum::<u64>() == tsc.count && tsc.cycles > 0, "buckets do not add up");
-    vm.capture()?.set_tracing(false)?;
-    let before = vm.capture()?.histograms()?;
-    vm.start(guest::rdtsc(), Ring::Kernel, 300, 0)?;
-    vm.finish()?;
-    ensure!(vm.capture()?.histograms()? == before, "counted though tracing was off");
     Ok(())
 }
