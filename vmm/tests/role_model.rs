@@ -84,6 +84,34 @@ fn broken_channel() {
     });
 }
 
+/// With `ack = "placed"`: outputs wait for less, and a backup that takes over reads what was placed.
+#[test]
+fn placed_log() {
+    check(Bounds {
+        name: "placed log",
+        ticks: 2,
+        outputs: 1,
+        cuts: 1,
+        lazy: true,
+        placed: true,
+        reaches: &[RUNS_ALONE, TAKES_OVER, LOSER_HALTS, BACKUP_HALTS, RACE, FROZEN, DELIVERED, READ_LATE],
+        ..Bounds::default()
+    });
+}
+
+#[test]
+fn placed_log_and_crashes() {
+    check(Bounds {
+        name: "placed log and crashes",
+        ticks: 3,
+        outputs: 1,
+        crashes: 1,
+        placed: true,
+        reaches: &[RUNS_ALONE, TAKES_OVER, DELIVERED, READ_LATE],
+        ..Bounds::default()
+    });
+}
+
 #[test]
 fn unreachable_arbiter() {
     check(Bounds {

@@ -23,6 +23,8 @@ pub(crate) struct Bounds {
     pub(crate) divergences: u8,
     /// The backup takes its time to execute.
     pub(crate) lazy: bool,
+    /// Log counts from when it is placed in the backup's memory, read or not.
+    pub(crate) placed: bool,
     /// Starts from nothing instead of from a pair, and processes may start again.
     pub(crate) from_start: bool,
     /// What must happen in some run, for the check to mean something.
@@ -36,6 +38,9 @@ pub(crate) enum Step {
     Heartbeat(usize, Heartbeat),
     Batch,
     Ack,
+    /// A batch on its way reaches the backup's memory; the primary's adapter learns what has.
+    Place,
+    Placed,
     ChannelLost(usize),
     Cut,
     Guest,
@@ -57,7 +62,7 @@ pub(crate) enum Step {
 }
 
 impl Bounds {
-    fn timing() -> Timing {
+    const fn timing(&self) -> Timing {
         // Lease 2, silence 3: one tick is the margin.
         Timing {
             heartbeat: 1,
@@ -69,15 +74,15 @@ impl Bounds {
             hand_over_patience: 1,
             lag_bound: 1_000,
             lag_entries: 1_000,
-            placed: false,
+            placed: self.placed,
         }
     }
 
-    fn start(side: usize) -> (Side, Actions) {
+    fn start(&self, side: usize) -> (Side, Actions) {
         let start = Start { generation: 1, claimed: None, alone: false };
         match side {
-            PRIMARY => Side::primary(Self::timing(), 4, start).expect("valid"),
-            _ => (Side::backup(Self::timing(), 4, None).expect("valid"), Actions::default()),
+            PRIMARY => Side::primary(self.timing(), 4, start).expect("valid"),
+            _ => (Side::backup(self.timing(), 4, None).expect("valid"), Actions::default()),
         }
     }
 }
@@ -109,7 +114,7 @@ impl Model for Bounds {
             refused: false,
         };
         for side in [PRIMARY, BACKUP] {
-            let (actor, actions) = Self::start(side);
+            let (actor, actions) = self.start(side);
             world.sides[side] = Some(actor);
             world.act(side, &actions);
         }
@@ -146,8 +151,14 @@ impl Model for Bounds {
                 world.datagrams[side].iter().flatten().map(|heartbeat| Step::Heartbeat(side, *heartbeat)),
             );
             if world.channel.as_ref().is_some_and(|channel| {
-                let empty = if side == PRIMARY { channel.acks.is_empty() } else { channel.log.is_empty() };
-                channel.lost[side] && channel.open[side] && empty
+                let empty = match side {
+                    PRIMARY => channel.acks.is_empty(),
+                    _ if self.placed => channel.placed == 0,
+                    _ => channel.log.is_empty(),
+                };
+                // A backup that closed the channel is told when it has read what was placed.
+                let waits = channel.open[side] || (self.placed && side == BACKUP);
+                channel.lost[side] && waits && empty
             }) {
                 steps.push(Step::ChannelLost(side));
             }
@@ -178,8 +189,16 @@ impl Model for Bounds {
             }
         }
         if let Some(channel) = &world.channel {
-            if channel.open[BACKUP] && !channel.log.is_empty() && world.welcome.is_none() {
+            let there = if self.placed { channel.placed > 0 } else { !channel.log.is_empty() };
+            let reads = channel.open[BACKUP] || (self.placed && channel.lost[BACKUP]);
+            if reads && there && world.welcome.is_none() {
                 steps.push(Step::Batch);
+            }
+            if self.placed && channel.open[BACKUP] && channel.placed < channel.log.len() {
+                steps.push(Step::Place);
+            }
+            if channel.open[PRIMARY] && channel.completed < channel.newest && world.sides[PRIMARY].is_some() {
+                steps.push(Step::Placed);
             }
             if channel.open[PRIMARY] && !channel.acks.is_empty() {
                 steps.push(Step::Ack);
@@ -223,15 +242,36 @@ impl Model for Bounds {
             Step::Tick(side) => world.event(side, Event::Tick),
             Step::Heartbeat(side, heartbeat) => world.event(side, Event::Heartbeat(heartbeat)),
             Step::Batch => {
-                let batch = world.channel.as_mut()?.log.remove(0);
+                let channel = world.channel.as_mut()?;
+                let batch = channel.log.remove(0);
+                channel.placed = channel.placed.saturating_sub(1);
                 world.event(BACKUP, Event::Batch(batch));
+            }
+            Step::Place => {
+                let channel = world.channel.as_mut()?;
+                channel.newest = channel.log[channel.placed].sequence;
+                channel.placed += 1;
+            }
+            Step::Placed => {
+                let channel = world.channel.as_mut()?;
+                channel.completed = channel.newest;
+                let (generation, newest) = (channel.generation, channel.newest);
+                if let Some(actions) = world.sides[PRIMARY].as_mut()?.on_placed(now, generation, newest) {
+                    world.act(PRIMARY, &actions);
+                }
             }
             Step::Ack => {
                 let ack = world.channel.as_mut()?.acks.remove(0);
                 world.event(PRIMARY, Event::Ack(ack));
             }
             Step::ChannelLost(side) => {
-                world.channel.as_mut()?.open[side] = false;
+                let channel = world.channel.as_mut()?;
+                channel.open[side] = false;
+                if self.placed {
+                    // Told once; what was not placed by now never is.
+                    channel.lost[side] = false;
+                    channel.log.truncate(channel.placed);
+                }
                 // The generation of the channel is the one in which it was made.
                 let generation = world.sides[side].as_ref()?.generation();
                 world.event(side, Event::ChannelLost { generation, loss: ChannelLoss::Closed });
@@ -239,7 +279,7 @@ impl Model for Bounds {
             Step::Cut => {
                 world.used.cuts += 1;
                 let channel = world.channel.as_mut()?;
-                channel.log.clear();
+                channel.log.truncate(channel.placed);
                 channel.acks.clear();
                 channel.lost = channel.open;
             }
@@ -270,7 +310,7 @@ impl Model for Bounds {
                 let received = world.sides[BACKUP]
                     .as_ref()
                     .and_then(Side::progress)
-                    .map(|progress| world.base + progress.received);
+                    .map(|progress| world.base + progress.received + world.placed());
                 let next = world.sides[BACKUP].as_ref().map_or(0, Side::generation) + 1;
                 let barred = world
                     .winners
@@ -337,6 +377,9 @@ impl Model for Bounds {
                     generation,
                     log: Vec::new(),
                     acks: Vec::new(),
+                    placed: 0,
+                    newest: 0,
+                    completed: 0,
                     lost: [false; 2],
                     open: [true; 2],
                 });
@@ -352,7 +395,7 @@ impl Model for Bounds {
             Step::StartAgain(side) => {
                 world.lives[side] += 1;
                 world.answers[side] = None;
-                let (actor, actions) = Self::start(side);
+                let (actor, actions) = self.start(side);
                 world.sides[side] = Some(actor);
                 world.act(side, &actions);
             }

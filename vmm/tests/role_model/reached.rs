@@ -33,6 +33,16 @@ pub(crate) const HELD_LEASE: Reached =
             && world.datagrams[PRIMARY].iter().flatten().any(|heartbeat| heartbeat.standing == Standing::Won)
     });
 pub(crate) const DELIVERED: Reached = ("an output leaves", |_, world| world.left > 0);
+pub(crate) const READ_LATE: Reached =
+    ("the backup takes over, an output having left before it had read the log of it", |_, world| {
+        world.left > 0
+            && world.state(BACKUP) == Some(Role::Arbitrating)
+            && world.placed() > 0
+            && world.sides[BACKUP]
+                .as_ref()
+                .and_then(Side::progress)
+                .is_some_and(|progress| progress.received == 0)
+    });
 pub(crate) const HANDED_OVER: Reached = ("the primary hands over", |_, world| {
     matches!(
         world.sides[PRIMARY].as_ref().map(Side::role),

@@ -49,6 +49,11 @@ pub(crate) struct Channel {
     pub(crate) generation: u64,
     pub(crate) log: Vec<Batch>,
     pub(crate) acks: Vec<Ack>,
+    /// So many of the log's batches are in the backup's memory already, and can be read whatever happens.
+    pub(crate) placed: usize,
+    /// The newest batch that ever was placed, and the newest of which the primary's adapter has told it.
+    pub(crate) newest: u64,
+    pub(crate) completed: u64,
     /// Ends that will learn that it is over.
     pub(crate) lost: [bool; 2],
     pub(crate) open: [bool; 2],
@@ -97,8 +102,19 @@ impl World {
         }
     }
 
+    /// Whether log counts from when it is placed: then the backup's own acks bring nothing.
+    fn places(&self, side: usize) -> bool {
+        self.sides[side].as_ref().is_some_and(|actor| actor.timing().placed)
+    }
+
+    /// Batches in the backup's memory that it has not looked at.
+    pub(crate) fn placed(&self) -> u64 {
+        self.channel.as_ref().map_or(0, |channel| channel.placed as u64)
+    }
+
     pub(crate) fn act(&mut self, side: usize, actions: &Actions) {
         let me = (side, self.lives[side]);
+        let places = self.places(side);
         for action in actions {
             match action {
                 Action::SendHeartbeat(mut heartbeat) => {
@@ -108,6 +124,7 @@ impl World {
                     }
                     self.datagrams[1 - side][kind(heartbeat.standing)] = Some(heartbeat);
                 }
+                Action::SendAck(_) if places => {}
                 Action::SendAck(ack) => {
                     if let Some(channel) = self.channel.as_mut().filter(|channel| channel.open[PRIMARY]) {
                         channel.acks.push(ack);
@@ -128,6 +145,11 @@ impl World {
                 Action::StopGuest => self.stopping = true,
                 Action::CloseChannel => {
                     if let Some(channel) = self.channel.as_mut() {
+                        if places && side == BACKUP && channel.open[side] {
+                            // The door is shut; what is there is still to be read.
+                            channel.log.truncate(channel.placed);
+                            channel.lost[side] = true;
+                        }
                         channel.open[side] = false;
                         channel.lost[1 - side] |= channel.open[1 - side];
                     }
@@ -176,7 +198,10 @@ impl World {
                 self.datagrams[side] = Default::default();
             }
         }
-        if self.channel.as_ref().is_some_and(|channel| channel.open == [false; 2]) {
+        let reads =
+            matches!(self.state(BACKUP), Some(Role::Backup | Role::Arbitrating)) && self.places(BACKUP);
+        let ends = |channel: &Channel| channel.open == [false; 2] && !(reads && channel.lost[BACKUP]);
+        if self.channel.as_ref().is_some_and(ends) {
             self.channel = None;
         }
     }
@@ -185,6 +210,7 @@ impl World {
         self.sides[side] = None;
         if let Some(channel) = self.channel.as_mut() {
             channel.open[side] = false;
+            channel.lost[side] = false;
             channel.lost[1 - side] |= channel.open[1 - side];
         }
     }
