@@ -15,6 +15,10 @@ use crate::frame::{ALIGN, Envelope, Flags, Frame, FrameError, HEADER_LEN, Header
 use crate::loss::Loss;
 use crate::transport::{ReceiveHalf, SendHalf, Wake};
 
+/// Log that nobody waits for is offered to the network in runs of so many bytes. Over loopback a quarter more bytes
+/// a second than in runs of 64 KiB: fewer calls, and fewer times that the backup is woken.
+const FLUSH_AT: usize = 256 << 10;
+
 /// Why an entry was not appended. The sequence number was not used up.
 #[derive(Debug, Error)]
 pub enum AppendError {
@@ -43,6 +47,8 @@ pub struct LogSender<S> {
     generation: u64,
     sent: u64,
     bytes: u64,
+    /// Bytes appended since the last flush or offer.
+    unflushed: usize,
     lost: bool,
 }
 
@@ -61,12 +67,12 @@ impl<S: SendHalf> LogSender<S> {
     /// A sender for the generation agreed in the handshake. `acks` must be new: sequence numbers start
     /// at 1.
     pub fn new(half: S, generation: u64, acks: Arc<AckState>) -> Self {
-        Self { half, acks, encoder: Encoder::new(), generation, sent: 0, bytes: 0, lost: false }
+        Self { half, acks, encoder: Encoder::new(), generation, sent: 0, bytes: 0, unflushed: 0, lost: false }
     }
 
     /// Appends one value as a frame and returns its sequence number. `stamp` is the caller's clock,
     /// echoed by the ack (0 for none). With [`Flags::OUTPUT`] everything appended is flushed at once;
-    /// without it the frame may wait for company until [`Self::flush`].
+    /// without it the frame may wait for company until [`Self::flush`], or until 256 KiB wait.
     ///
     /// # Errors
     /// Any [`AppendError`]. After [`AppendError::Full`] the same value can be appended again.
@@ -77,10 +83,28 @@ impl<S: SendHalf> LogSender<S> {
         stamp: u64,
         value: &T,
     ) -> Result<u64, AppendError> {
+        self.append_and(kind, flags, stamp, value, |_| {})
+    }
+
+    /// As [`Self::append`]; `encoded` is called with the sequence number between encoding and flush.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub fn append_and<T: Encode>(
+        &mut self,
+        kind: Kind,
+        flags: Flags,
+        stamp: u64,
+        value: &T,
+        encoded: impl FnOnce(u64),
+    ) -> Result<u64, AppendError> {
         let header = self.next_header(kind, flags, stamp)?;
         let room = self.half.room();
         match self.encoder.encode(&header, value, room) {
-            Ok(len) => self.appended(&header, len),
+            Ok(len) => {
+                encoded(header.sequence);
+                self.appended(&header, len)
+            }
             Err(EncodeError::NoRoom { room }) => Err(self.no_room(room)),
             Err(error) => Err(error.into()),
         }
@@ -130,7 +154,23 @@ impl<S: SendHalf> LogSender<S> {
         if self.lost {
             return Err(Loss::LostBefore);
         }
+        self.unflushed = 0;
         self.half.flush().map_err(|error| {
+            self.lost = true;
+            Loss::Transport(error)
+        })
+    }
+
+    /// Hands everything appended to the network if it takes it now; if not, a later call does.
+    ///
+    /// # Errors
+    /// The channel is lost.
+    pub fn offer(&mut self) -> Result<(), Loss> {
+        if self.lost {
+            return Err(Loss::LostBefore);
+        }
+        self.unflushed = 0;
+        self.half.offer().map_err(|error| {
             self.lost = true;
             Loss::Transport(error)
         })
@@ -190,8 +230,11 @@ impl<S: SendHalf> LogSender<S> {
         self.sent = header.sequence;
         self.bytes += len as u64;
         self.acks.note_sent(self.sent, self.bytes, header.stamp);
+        self.unflushed += len;
         if header.flags.contains(Flags::OUTPUT) {
             self.flush()?;
+        } else if self.unflushed >= FLUSH_AT {
+            self.offer()?;
         }
         Ok(self.sent)
     }

@@ -16,7 +16,7 @@ use tandem_logchan::frame::{Flags, Kind};
 use tandem_logchan::handshake::{PreSharedKey, Side};
 use tandem_logchan::heartbeat::{Heartbeat, HeartbeatKey};
 use tandem_logchan::progress::Executed;
-use tandem_logchan::transport::tcp::TcpConfig;
+use tandem_logchan::transport::tcp::{Receive, TcpConfig};
 
 /// One round of the whole path on one thread, for each of the batches.
 fn rounds(ends: &mut Boxed, batches: &[Batch], rounds: u64) {
@@ -51,6 +51,19 @@ fn append_flush_receive_replay_and_ack_allocate_nothing() {
         ("in process", in_process(0).0),
         ("TCP", over_tcp(&TcpConfig::default(), 0)),
         ("TCP, zero copy", over_tcp(&TcpConfig { zero_copy_from: 1, ..TcpConfig::default() }, 0)),
+        (
+            "TCP, registered buffers",
+            over_tcp(
+                &TcpConfig {
+                    zero_copy_from: 1,
+                    registered: true,
+                    receive: Receive::Registered,
+                    ..TcpConfig::default()
+                },
+                0,
+            ),
+        ),
+        ("TCP, multishot", over_tcp(&TcpConfig { receive: Receive::Multishot, ..TcpConfig::default() }, 0)),
         ("encrypted in process", in_process_sealed().0),
         ("encrypted TCP", over_sealed_tcp()),
     ] {

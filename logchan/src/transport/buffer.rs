@@ -173,6 +173,11 @@ impl SendBuffer {
         }
     }
 
+    /// All of the memory, to register it with the kernel.
+    pub(crate) const fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
     /// Where the memory is, and how much: to register it with a device.
     #[cfg(feature = "rdma")]
     pub(crate) fn range(&self) -> (*mut u8, usize) {

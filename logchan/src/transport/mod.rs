@@ -117,6 +117,15 @@ pub trait SendHalf: Send + fmt::Debug {
     /// The connection is broken. Errors of earlier flushes may show up here.
     fn flush(&mut self) -> Result<(), TransportError>;
 
+    /// Sends what was committed if the network takes it now; otherwise it waits for company, and for a
+    /// later `offer` or `flush`.
+    ///
+    /// # Errors
+    /// As [`SendHalf::flush`].
+    fn offer(&mut self) -> Result<(), TransportError> {
+        self.flush()
+    }
+
     /// Flushes, waits until the network has taken all bytes, and ends the stream, so that the peer
     /// reads all of it and then [`TransportError::Closed`].
     ///
@@ -221,6 +230,10 @@ impl<T: SendHalf + ?Sized> SendHalf for Box<T> {
 
     fn flush(&mut self) -> Result<(), TransportError> {
         (**self).flush()
+    }
+
+    fn offer(&mut self) -> Result<(), TransportError> {
+        (**self).offer()
     }
 
     fn finish(&mut self, patience: Duration) -> Result<(), TransportError> {

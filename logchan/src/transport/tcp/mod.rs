@@ -16,8 +16,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::TransportError;
+use super::buffer::Memory;
 use crate::frame::MAX_FRAME;
 
+mod provided;
 mod receive;
 mod send;
 
@@ -33,13 +35,40 @@ pub struct TcpConfig {
     /// Runs of at least so many bytes are sent by zero copy, `usize::MAX` for never. It is given up on
     /// a connection as soon as the kernel says that it copied all the same, as loopback does.
     pub zero_copy_from: usize,
-    /// How long a receiver turns before it sleeps. For a thread with a core of its own.
+    /// How long a receiver turns before it sleeps, `Duration::MAX` for ever. For a thread with a core of its own.
     pub spin: Duration,
+    /// How a receiver takes bytes in.
+    pub receive: Receive,
+    /// The send buffer is registered with the kernel, which then need not find and pin the pages of each zero-copy
+    /// send. All of the buffer is locked into memory for that.
+    pub registered: bool,
+    /// While a receiver waits, the kernel polls the network card's queue for so long instead of waiting for its
+    /// interrupt (NAPI busy polling, Linux 6.9); zero for never. No use over loopback, which has no queue.
+    pub busy_poll: Duration,
+}
+
+/// How a receiver takes bytes in. What the kernel cannot do becomes [`Receive::Plain`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Receive {
+    /// One operation for each wait.
+    #[default]
+    Plain,
+    /// The same into memory that is registered with the kernel.
+    Registered,
+    /// One operation for many waits (multishot), into a ring of provided buffers. Linux 6.12.
+    Multishot,
 }
 
 impl Default for TcpConfig {
     fn default() -> Self {
-        Self { send_buffer: 16 << 20, zero_copy_from: 64 << 10, spin: Duration::ZERO }
+        Self {
+            send_buffer: 16 << 20,
+            zero_copy_from: 64 << 10,
+            spin: Duration::ZERO,
+            receive: Receive::default(),
+            registered: false,
+            busy_poll: Duration::ZERO,
+        }
     }
 }
 
@@ -120,6 +149,13 @@ fn ring(builder: &mut io_uring::Builder, entries: u32) -> Result<IoUring, Transp
     } else {
         Err(TransportError::NoUring { source: io::Error::from_raw_os_error(libc::ENOSYS) })
     }
+}
+
+/// Registers one piece of memory with a ring; what operations name as buffer 0 from then on.
+fn register(ring: &IoUring, memory: &Memory) -> io::Result<()> {
+    let whole = libc::iovec { iov_base: memory.at(0).cast(), iov_len: memory.len() };
+    // SAFETY: the memory is valid; the kernel pins its pages, so that they outlive even `memory`.
+    unsafe { ring.submitter().register_buffers(&[whole]) }
 }
 
 fn push(ring: &mut IoUring, entry: &squeue::Entry) -> Result<(), TransportError> {

@@ -1,13 +1,14 @@
 //! The receiving half, and the backup's end that also replies.
 
-use io_uring::{EnterFlags, IoUring, opcode, squeue, types};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{TcpConfig, cancel_all, plain_builder, push, ring};
+use super::provided::Provided;
+use super::{Receive, TcpConfig, cancel_all, plain_builder, push, register, ring};
 use crate::transport::buffer::{Memory, SendBuffer};
 use crate::transport::{Duplex, ReceiveHalf, TransportError, Wake, Waker};
 
@@ -41,6 +42,30 @@ enum Reply {
     Waiting(usize),
 }
 
+/// How bytes are taken in.
+#[derive(Debug)]
+enum Intake {
+    Plain,
+    Registered,
+    /// The kernel fills the window from the received bytes' end to `.1` by itself.
+    Multishot(Provided, usize),
+}
+
+impl Intake {
+    /// What is wanted, or what this kernel can do.
+    fn new(wanted: Receive, ring: &IoUring, window: &Memory) -> Self {
+        let made = match wanted {
+            Receive::Plain => Ok(Self::Plain),
+            Receive::Registered => register(ring, window).map(|()| Self::Registered),
+            Receive::Multishot => Provided::new(ring).map(|provided| Self::Multishot(provided, 0)),
+        };
+        made.unwrap_or_else(|error| {
+            tracing::info!(?wanted, %error, "this kernel cannot receive so: one plain operation for each wait");
+            Self::Plain
+        })
+    }
+}
+
 /// Receives, and replies, over one io_uring.
 struct Engine {
     ring: IoUring,
@@ -53,6 +78,7 @@ struct Engine {
     start: usize,
     end: usize,
     receiving: bool,
+    intake: Intake,
     listening: bool,
     /// A descriptor of the caller's, and whether it is being polled.
     watched: Option<OwnedFd>,
@@ -81,15 +107,25 @@ impl Engine {
         ring.submitter()
             .register_files(&[socket.as_raw_fd(), waker.fd().as_raw_fd()])
             .map_err(TransportError::io("register the socket with io_uring"))?;
+        let memory = Memory::new(WINDOW + 4096);
+        let intake = Intake::new(config.receive, &ring, &memory);
+        if !config.busy_poll.is_zero() {
+            let micros = u32::try_from(config.busy_poll.as_micros()).unwrap_or(u32::MAX);
+            let mut napi = types::Napi::new().set_busy_poll_timeout(micros).set_prefer_busy_poll(true);
+            if let Err(error) = ring.submitter().register_napi(&mut napi) {
+                tracing::info!(%error, "this kernel cannot poll the network card for io_uring (Linux 6.9 can)");
+            }
+        }
         Ok(Self {
             ring,
             _socket: socket,
             waker,
-            memory: ManuallyDrop::new(Memory::new(WINDOW + 4096)),
+            memory: ManuallyDrop::new(memory),
             replies: ManuallyDrop::new(SendBuffer::new(reply_room)),
             start: 0,
             end: 0,
             receiving: false,
+            intake,
             listening: false,
             watched: None,
             watching: false,
@@ -131,20 +167,39 @@ impl Engine {
             self.watching = true;
         }
         if !self.receiving && self.fault.is_none() {
-            if self.start == self.end {
-                (self.start, self.end) = (0, 0);
-            } else if self.end > WINDOW / 2 {
-                let (start, end) = (self.start, self.end);
-                self.memory.slice_mut(0, end).copy_within(start.., 0);
-                (self.start, self.end) = (0, end - start);
-            }
-            if self.end < WINDOW {
-                let entry =
-                    opcode::Recv::new(SOCKET, self.memory.at(self.end), (WINDOW - self.end) as u32).build();
-                push(&mut self.ring, &entry.user_data(RECEIVE))?;
-                self.receiving = true;
-            }
+            self.arm_receive()?;
         }
+        Ok(())
+    }
+
+    fn arm_receive(&mut self) -> Result<(), TransportError> {
+        // A multishot that ended early: the kernel still has the rest of the window.
+        let has_rest = matches!(&self.intake, Intake::Multishot(_, end) if *end > self.end);
+        if has_rest {
+        } else if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.end > WINDOW / 2 && self.start >= WINDOW / 4 {
+            let (start, end) = (self.start, self.end);
+            self.memory.slice_mut(0, end).copy_within(start.., 0);
+            (self.start, self.end) = (0, end - start);
+        }
+        if self.end == WINDOW {
+            return Ok(());
+        }
+        let (at, room) = (self.memory.at(self.end), WINDOW - self.end);
+        let entry = match &mut self.intake {
+            Intake::Plain => opcode::Recv::new(SOCKET, at, room as u32).build(),
+            Intake::Registered => opcode::ReadFixed::new(SOCKET, at, room as u32, 0).build(),
+            Intake::Multishot(provided, end) => {
+                if !has_rest {
+                    provided.offer(at, room);
+                    *end = WINDOW;
+                }
+                Provided::receive(SOCKET)
+            }
+        };
+        push(&mut self.ring, &entry.user_data(RECEIVE))?;
+        self.receiving = true;
         Ok(())
     }
 
@@ -156,7 +211,7 @@ impl Engine {
             match (entry.user_data(), result) {
                 (RECEIVE, 1..) => {
                     self.end += result as usize;
-                    self.receiving = false;
+                    self.receiving = cqueue::more(entry.flags());
                     self.news.data = true;
                 }
                 (RECEIVE, 0) => {
@@ -165,7 +220,8 @@ impl Engine {
                 }
                 (RECEIVE, _) => {
                     self.receiving = false;
-                    if !matches!(-result, libc::EINTR | libc::EAGAIN) {
+                    // Without buffers: the window is used up.
+                    if !matches!(-result, libc::EINTR | libc::EAGAIN | libc::ENOBUFS) {
                         let error = io::Error::from_raw_os_error(-result);
                         self.fault.get_or_insert(TransportError::io(RECEIVING)(error));
                     }
@@ -232,7 +288,7 @@ impl Engine {
             }
         } else {
             self.arm()?;
-            if !self.spin()? {
+            if !self.spin(timeout)? {
                 self.enter(1, timeout)?;
                 self.reap();
             }
@@ -252,19 +308,21 @@ impl Engine {
         self.enter(0, None)
     }
 
-    /// Looks for completions until there are some or the time to spin is over.
-    fn spin(&mut self) -> Result<bool, TransportError> {
+    /// Looks for completions until there are some or the time to spin is over. `true`: there is no need to wait, for
+    /// there are some, or the timeout is over too.
+    fn spin(&mut self, timeout: Option<Duration>) -> Result<bool, TransportError> {
         if self.spin.is_zero() {
             return Ok(false);
         }
-        let end = Instant::now() + self.spin;
+        let all = timeout.is_some_and(|timeout| timeout <= self.spin);
+        let end = Instant::now().checked_add(timeout.map_or(self.spin, |timeout| timeout.min(self.spin)));
         loop {
             self.enter(0, None)?;
             if self.reap() {
                 return Ok(true);
             }
-            if Instant::now() >= end {
-                return Ok(false);
+            if end.is_some_and(|end| Instant::now() >= end) {
+                return Ok(all);
             }
         }
     }
@@ -305,11 +363,14 @@ impl Drop for Engine {
         let replying = matches!(self.reply, Reply::Waiting(_));
         let in_flight =
             [self.receiving, self.listening, self.watching, replying].map(usize::from).iter().sum();
-        if cancel_all(&mut self.ring, in_flight, |_| true) {
+        if cancel_all(&mut self.ring, in_flight, |entry| !cqueue::more(entry.flags())) {
             // SAFETY: dropped once, here, and the kernel does not use them any more.
             unsafe {
                 ManuallyDrop::drop(&mut self.memory);
                 ManuallyDrop::drop(&mut self.replies);
+                if let Intake::Multishot(provided, _) = &mut self.intake {
+                    provided.free();
+                }
             }
         }
     }

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{TcpConfig, cancel_all, plain_builder, push, ring};
+use super::{TcpConfig, cancel_all, plain_builder, push, register, ring};
 use crate::transport::buffer::SendBuffer;
 use crate::transport::{SendHalf, TransportError};
 
@@ -43,6 +43,8 @@ pub struct TcpSend {
     /// `user_data` of the oldest send in flight.
     oldest: u64,
     zero_copy_from: usize,
+    /// Number of the registered buffer that all of `buffer` is.
+    registered: Option<u16>,
     broken: bool,
 }
 
@@ -64,13 +66,25 @@ impl TcpSend {
         ring.submitter()
             .register_files(&[socket.as_raw_fd()])
             .map_err(TransportError::io("register the socket with io_uring"))?;
+        let buffer = SendBuffer::new(config.buffer_len());
+        let mut registered = None;
+        if config.registered {
+            match register(&ring, buffer.memory()) {
+                Ok(()) => registered = Some(0),
+                Err(error) => tracing::info!(
+                    %error, bytes = buffer.capacity(),
+                    "the send buffer cannot be registered: see the limit of locked memory (ulimit -l)"
+                ),
+            }
+        }
         Ok(Self {
             ring,
             socket,
-            buffer: ManuallyDrop::new(SendBuffer::new(config.buffer_len())),
+            buffer: ManuallyDrop::new(buffer),
             in_flight: VecDeque::with_capacity(MAX_IN_FLIGHT),
             oldest: 0,
             zero_copy_from: config.zero_copy_from,
+            registered,
             broken: false,
         })
     }
@@ -91,6 +105,7 @@ impl TcpSend {
                 opcode::SendZc::new(types::Fixed(0), start, len as u32)
                     .flags(flags)
                     .zc_flags(REPORT_USAGE)
+                    .buf_index(self.registered)
                     .build()
             } else {
                 opcode::Send::new(types::Fixed(0), start, len as u32).flags(flags).build()
@@ -195,6 +210,18 @@ impl SendHalf for TcpSend {
 
     fn flush(&mut self) -> Result<(), TransportError> {
         self.try_flush().inspect_err(|_| self.broken = true)
+    }
+
+    /// While a send waits for the socket, the bytes behind it collect: they go out in one piece later, and
+    /// need no worker of the kernel to keep the order.
+    fn offer(&mut self) -> Result<(), TransportError> {
+        if !self.broken && !self.in_flight.is_empty() {
+            self.reap().inspect_err(|_| self.broken = true)?;
+            if self.in_flight.iter().any(|sending| !sending.sent) {
+                return Ok(());
+            }
+        }
+        self.flush()
     }
 
     /// Waits, beyond what [`SendHalf`] asks for, until the peer's kernel has acknowledged every byte.

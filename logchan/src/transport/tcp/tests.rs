@@ -58,6 +58,61 @@ fn a_watched_descriptor_ends_the_wait_as_long_as_it_is_readable() {
     suite::a_watched_descriptor_ends_the_wait_as_long_as_it_is_readable(link(&TcpConfig::default()));
 }
 
+/// A stream that stalls, wraps its buffers and ends.
+fn carries_every_byte(config: &TcpConfig) {
+    suite::bytes_cross_both_ways(link(config));
+    suite::pushes_in_a_row_each_send_and_lose_no_news(link(config));
+    suite::a_wake_or_a_timeout_ends_the_wait(link(config));
+    suite::a_stalled_peer_gets_everything_in_order_later(link(config));
+    suite::replies_to_a_peer_that_does_not_read_are_kept_in_order(link(config));
+    suite::a_dead_peer_is_an_error_not_a_signal(link(config));
+    suite::a_watched_descriptor_ends_the_wait_as_long_as_it_is_readable(link(config));
+}
+
+#[test]
+fn into_registered_memory() {
+    carries_every_byte(&TcpConfig { receive: Receive::Registered, ..TcpConfig::default() });
+}
+
+#[test]
+fn into_provided_buffers() {
+    carries_every_byte(&TcpConfig { receive: Receive::Multishot, ..TcpConfig::default() });
+}
+
+#[test]
+fn out_of_registered_memory() {
+    carries_every_byte(&TcpConfig { registered: true, zero_copy_from: 1, ..TcpConfig::default() });
+}
+
+#[test]
+fn with_the_cards_queue_polled() {
+    carries_every_byte(&TcpConfig { busy_poll: Duration::from_micros(20), ..TcpConfig::default() });
+}
+
+#[test]
+fn what_is_only_offered_goes_out_too() {
+    let (mut send, _acks, mut log) = link(&TcpConfig::default());
+    commit(&mut send, &[1; 64]);
+    send.offer().unwrap();
+    assert_eq!(receive(&mut log, 64), [1; 64]);
+    // Until the socket is full; the rest goes with the flush.
+    let mut sent = 0_usize;
+    while send.queued() == 0 {
+        commit(&mut send, &[2; 64 << 10]);
+        send.offer().unwrap();
+        sent += 64 << 10;
+    }
+    commit(&mut send, &[3; 64]);
+    send.offer().unwrap();
+    send.flush().unwrap();
+    while sent > 0 {
+        let len = sent.min(4096);
+        assert!(receive(&mut log, len).iter().all(|byte| *byte == 2));
+        sent -= len;
+    }
+    assert_eq!(receive(&mut log, 64), [3; 64]);
+}
+
 #[test]
 fn small_sends_end_on_the_spot() {
     let (mut send, _acks, _log) = link(&TcpConfig::default());
