@@ -124,7 +124,7 @@ impl Side {
             status.generation = NEXT_GENERATION;
         }
         status.output_delay =
-            Some(OutputDelay { count: 1, p50_us: 1.0, p99_us: 1.0, max_us: 1.0, stages: Vec::new() });
+            Some(OutputDelay { count: 1, p50_us: 1.0, p99_us: 1.0, max_us: 1.0, ..OutputDelay::default() });
     }
 
     fn live(mut self) -> anyhow::Result<u8> {

@@ -58,6 +58,8 @@ pub trait Log: Outputs {
     fn commit(&mut self, batch: &Batch) -> Result<usize, Self::Error>;
     /// Which batch the outputs made from now on wait for: the next one, or the last that was committed.
     fn wait_for_next(&mut self, _next: bool) {}
+    /// Outputs made from now on are the guest's own doing: it has just left for them.
+    fn kicked(&mut self) {}
     /// Whether the guest has made outputs that somebody outside waits for since the last call. What needs
     /// no further batch may go out now.
     fn made_outputs(&mut self) -> bool {
@@ -229,6 +231,7 @@ where
         self.gains = output_commit::is_near(point, base, self.long) && self.builder.lies_before(point);
         let relies = output_commit::may_rely(point, base, self.builder.decides(), self.long);
         self.log.wait_for_next(!self.log.enabled() || !relies);
+        self.log.kicked();
     }
 
     /// Looks at what the guest has put out since the last point.

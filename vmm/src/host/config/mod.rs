@@ -144,10 +144,10 @@ pub enum LogTransport {
     Rdma,
 }
 
-/// `completion`: how the threads that receive over RDMA learn of what came.
+/// `completion`: how the threads that receive learn of what came, over TCP and over RDMA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RdmaCompletion {
-    /// They sleep until the device interrupts.
+    /// They sleep until the kernel wakes them.
     Events,
     /// They look for 50 µs, then sleep.
     Adaptive,
@@ -177,10 +177,16 @@ pub struct PairConfig {
     pub encrypt: bool,
     /// `transport`: what carries the log; default TCP.
     pub transport: LogTransport,
-    /// `completion`: with RDMA, how a receiving thread learns of what came; default events.
+    /// `completion`: how a receiving thread learns of what came; default events.
     pub completion: RdmaCompletion,
     /// `ack`: what an output waits for; default read. Placed only with RDMA and without `encrypt`.
     pub ack: LogAck,
+    /// `busy_poll_us`: with TCP, the kernel polls the network card for so long while a receiving thread waits; 0 to
+    /// 10,000 µs, default 0: it waits for the card's interrupt.
+    pub busy_poll: Duration,
+    /// `registered_buffers`: with TCP, the buffer that the log is sent from is registered with the kernel, and locked
+    /// into memory; default false.
+    pub registered_buffers: bool,
     /// `arbiter`: a file or block device (Disk Paxos) or a directory (link). No default.
     pub arbiter: PathBuf,
     /// `heartbeat_ms`: between two heartbeats; 1 ms to 1 s, default 10 ms.

@@ -33,6 +33,8 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "encrypt",
             "transport",
             "completion",
+            "busy_poll_us",
+            "registered_buffers",
             "ack",
             "arbiter",
             "heartbeat_ms",
@@ -316,6 +318,8 @@ impl Reader<'_> {
             self.complain(&section, "ack", message);
         }
         let problems = &mut self.problems;
+        let busy_poll = section.integer("busy_poll_us", 0, 0..=10_000, problems);
+        let registered_buffers = section.boolean("registered_buffers", false, problems);
         let heartbeat = section.integer("heartbeat_ms", 10, 1..=1_000, problems);
         let missed = section.integer("missed", 5, 2..=100, problems) as u32;
         let log_buffer = section.integer("log_buffer_mib", 16, 1..=1_024, problems) * MIB;
@@ -338,6 +342,8 @@ impl Reader<'_> {
             transport,
             completion,
             ack,
+            busy_poll: Duration::from_micros(busy_poll),
+            registered_buffers,
             arbiter: arbiter?,
             heartbeat: Duration::from_millis(heartbeat),
             missed,

@@ -101,6 +101,9 @@ fn a_pair_has_documented_defaults() {
     let pair = parse(text).unwrap().pair.unwrap();
     assert_eq!((pair.heartbeat, pair.missed, pair.encrypt), (Duration::from_millis(10), 5, false));
     assert_eq!((pair.log_buffer, pair.lag_bound), (16 << 20, Duration::from_secs(1)));
+    assert_eq!((pair.busy_poll, pair.registered_buffers), (Duration::ZERO, false));
+    let pair = parse(&format!("{text}\nbusy_poll_us = 50\nregistered_buffers = true")).unwrap().pair.unwrap();
+    assert_eq!((pair.busy_poll, pair.registered_buffers), (Duration::from_micros(50), true));
 }
 
 #[test]

@@ -31,12 +31,19 @@ impl fmt::Display for Pretty<'_> {
         if let Some(Lag { ms, entries }) = status.lag {
             line("lag", format_args!("{ms:.1} ms, {entries} entries"))?;
         }
-        if let Some(OutputDelay { count, p50_us, p99_us, max_us, stages }) = &status.output_delay {
+        if let Some(OutputDelay {
+            count, p50_us, p99_us, max_us, total_p50_us, total_p99_us, stages, ..
+        }) = &status.output_delay
+        {
             line(
                 "output delay",
                 format_args!(
                     "p50 {p50_us:.0} µs, p99 {p99_us:.0} µs, max {max_us:.0} µs, of {count} outputs"
                 ),
+            )?;
+            line(
+                "kick to exit",
+                format_args!("p50 {total_p50_us:.0} µs, p99 {total_p99_us:.0} µs, of that:"),
             )?;
             for OutputStage { name, p50_us, p99_us } in stages {
                 line("", format_args!("{name:<12} p50 {p50_us:>6.0} µs, p99 {p99_us:>6.0} µs"))?;
@@ -114,6 +121,10 @@ mod tests {
                 p50_us: 31.0,
                 p99_us: 90.4,
                 max_us: 1_000.0,
+                total_p50_us: 45.0,
+                total_p99_us: 120.0,
+                own_p50_us: 44.0,
+                own_p99_us: 110.0,
                 stages: vec![OutputStage { name: "wire".into(), p50_us: 30.0, p99_us: 85.0 }],
             }),
             held_outputs: 2,
@@ -130,6 +141,7 @@ demo: primary (protected)
   tsc            hidden
   lag            1.2 ms, 17 entries
   output delay   p50 31 µs, p99 90 µs, max 1000 µs, of 9 outputs
+  kick to exit   p50 45 µs, p99 120 µs, of that:
                  wire         p50     30 µs, p99     85 µs
   held outputs   2
   forced stops   5

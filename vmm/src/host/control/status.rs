@@ -131,12 +131,22 @@ pub struct OutputDelay {
     pub p99_us: f64,
     /// The longest.
     pub max_us: f64,
-    /// The whole way of an output, from the guest's kick until it has left, stage by stage.
+    /// Half of them took at most this long from the guest's kick until they had left.
+    pub total_p50_us: f64,
+    /// 99 of 100 took at most this long for that.
+    pub total_p99_us: f64,
+    /// As `total_p50_us`, without the time in which outputs were written that left before it in the same round.
+    pub own_p50_us: f64,
+    /// As `total_p99_us`, in the same way.
+    pub own_p99_us: f64,
+    /// That way, stage by stage.
     pub stages: Vec<OutputStage>,
 }
 
-/// A stage of an output's way: "capture" (the exit is emulated), "flush" (until its log is sent), "wire" (what is left
-/// of the round trip), "release" (until it has left, those before it included). In microseconds.
+/// A stage of an output's way: "capture" (the exit is emulated, until the batch of log is closed), "encode", "flush"
+/// (the network takes the batch), "wire" (what is left of the round trip: the backup's wake-up and ack and this side's
+/// wake-up are in it, since two clocks cannot tell them apart), "release" (its thread comes to look; the protocol),
+/// "queue" (the outputs before it are written), "write" (into the tap or the file). In microseconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OutputStage {

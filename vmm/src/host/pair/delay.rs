@@ -1,18 +1,26 @@
 //! Where an output's time goes, from the guest's kick until it has left.
 //!
 //! ```text
-//! kick ─ capture ─ made ─ flush ─ its log is sent ─ wire ─ the ack is seen ─ release ─ left
-//!                  └──────────── held: the Output Rule's share ─────────┘
+//! kick ─ capture ─ batch closed ─ encode ─ flush ─ sent ─ wire ─ the ack is seen ─ release ─ queue ─ write ─ left
+//!           made ├───────────────── held: the Output Rule's share ──────────────┤
 //! ```
 //!
+//! Release is this side's thread coming to look, and the protocol; queue is the writing of the outputs that leave
+//! before it in the same round, which a machine without protection does one by one too.
+//!
 //! Much of it overlaps: the log that an output waits for was mostly sent before the output was made, and then
-//! flush is nothing and wire is what was left of the round trip by then.
+//! encode and flush are nothing and wire is what was left of the round trip by then.
+//!
+//! Wire is from the moment when the network had the batch until this side's thread saw the ack. The backup's wake-up
+//! and ack, and this thread's own wake-up, are in it: two hosts have two clocks, and the kernel does not tell when
+//! it woke a thread, so they cannot be told apart here.
 
 use std::collections::VecDeque;
 
 use hdrhistogram::Histogram;
 use hdrhistogram::errors::CreationError;
 
+use super::marks::Marks;
 use crate::host::control::{OutputDelay, OutputStage};
 use crate::role::Moment;
 
@@ -23,22 +31,41 @@ const ACKS: usize = 256;
 const LONGEST: u64 = 60_000_000_000;
 
 /// The stages, in the order in which they are shown.
-const STAGES: [&str; 4] = ["capture", "flush", "wire", "release"];
+const STAGES: [&str; 7] = ["capture", "encode", "flush", "wire", "release", "queue", "write"];
 
 /// An ack as the side thread saw it.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
+    /// The newest frame that it acknowledges.
     sequence: u64,
-    /// When the newest frame that it acknowledges was sent.
-    sent: Moment,
+    /// When that frame's batch was closed, encoded, and with the network.
+    closed: Moment,
+    encoded: Moment,
+    flushed: Moment,
     /// When it was seen; `None`: it lay there when the side thread came to look, so nobody waited for it.
     at: Option<Moment>,
+}
+
+/// An output that leaves.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Leaving {
+    /// The frame that it waited for.
+    pub(super) sequence: u64,
+    /// When the guest kicked it off, and when it was made.
+    pub(super) kick: Moment,
+    pub(super) made: Moment,
+    /// When the round of releases began, when it was its turn, and when it had left.
+    pub(super) round: Moment,
+    pub(super) turn: Moment,
+    pub(super) left: Moment,
 }
 
 /// Distributions of the outputs' delays, in nanoseconds. Allocated once.
 #[derive(Debug)]
 pub(super) struct Delays {
     held: Histogram<u64>,
+    total: Histogram<u64>,
+    own: Histogram<u64>,
     stages: [Histogram<u64>; STAGES.len()],
     acks: VecDeque<Seen>,
 }
@@ -52,32 +79,44 @@ impl Delays {
         let new = || Histogram::new_with_max(LONGEST, 3);
         Ok(Self {
             held: new()?,
-            stages: [new()?, new()?, new()?, new()?],
+            total: new()?,
+            own: new()?,
+            stages: [new()?, new()?, new()?, new()?, new()?, new()?, new()?],
             acks: VecDeque::with_capacity(ACKS),
         })
     }
 
-    /// The log up to `sequence`, sent at `sent`, is acknowledged; `at`: when that was seen, by somebody who
-    /// waited for it.
-    pub(super) fn acknowledged(&mut self, sequence: u64, sent: Moment, at: Option<Moment>) {
+    /// The log up to `sequence`, whose batch was closed at `closed`, is acknowledged; `at`: when that was seen, by
+    /// somebody who waited for it.
+    pub(super) fn acknowledged(&mut self, sequence: u64, closed: Moment, at: Option<Moment>, marks: &Marks) {
         if self.acks.len() == ACKS {
             self.acks.pop_front();
         }
-        self.acks.push_back(Seen { sequence, sent, at });
+        // Without a note, the time counts as the wire's.
+        let (encoded, flushed) = marks.of(sequence).unwrap_or((closed, None));
+        self.acks.push_back(Seen { sequence, closed, encoded, flushed: flushed.unwrap_or(encoded), at });
     }
 
-    /// An output that the guest kicked off at `kick` was made at `made`, waited for frame `sequence`, and has left.
-    pub(super) fn left(&mut self, sequence: u64, kick: Moment, made: Moment, left: Moment) {
+    /// An output leaves.
+    pub(super) fn left(&mut self, output: Leaving) {
+        let Leaving { sequence, kick, made, round, turn, left } = output;
         let first = self.acks.partition_point(|ack| ack.sequence < sequence);
-        let (sent, seen) = match self.acks.get(first) {
-            Some(ack) => (ack.sent, ack.at.unwrap_or(made)),
+        let [closed, encoded, flushed, seen] = match self.acks.get(first) {
+            Some(ack) => [ack.closed, ack.encoded, ack.flushed, ack.at.unwrap_or(made)],
             // Alone, or so long ago that nobody remembers.
-            None => (made, made),
+            None => [made; 4],
         };
-        let sent = sent.max(made);
-        let free = seen.max(sent);
+        // What was over before the output was made cost it nothing.
+        let mut from = kick;
+        let spans = [closed, encoded, flushed, seen, round, turn, left].map(|until| {
+            let until = until.max(made).max(from);
+            until.since(std::mem::replace(&mut from, until))
+        });
+        let free = seen.max(closed).max(flushed).max(made);
         self.held.saturating_record(free.since(made));
-        let spans = [made.since(kick), sent.since(made), free.since(sent), left.since(free)];
+        self.total.saturating_record(left.since(kick));
+        let [.., queue, _] = spans;
+        self.own.saturating_record(left.since(kick).saturating_sub(queue));
         for (stage, span) in self.stages.iter_mut().zip(spans) {
             stage.saturating_record(span);
         }
@@ -92,6 +131,10 @@ impl Delays {
             p50_us: micros(&self.held, 0.5),
             p99_us: micros(&self.held, 0.99),
             max_us: self.held.max() as f64 / 1e3,
+            total_p50_us: micros(&self.total, 0.5),
+            total_p99_us: micros(&self.total, 0.99),
+            own_p50_us: micros(&self.own, 0.5),
+            own_p99_us: micros(&self.own, 0.99),
             stages: STAGES
                 .iter()
                 .zip(&self.stages)
@@ -113,46 +156,63 @@ mod tests {
         Moment::from_nanos(micros * 1000)
     }
 
-    fn stages(delays: &Delays) -> Vec<(String, u64)> {
+    fn stages(delays: &Delays) -> Vec<u64> {
         let told = delays.told().unwrap();
-        told.stages.iter().map(|stage| (stage.name.clone(), stage.p50_us.round() as u64)).collect()
+        told.stages.iter().map(|stage| stage.p50_us.round() as u64).collect()
+    }
+
+    fn leaving(sequence: u64, times: [u64; 5]) -> Leaving {
+        let [kick, made, round, turn, left] = times.map(at);
+        Leaving { sequence, kick, made, round, turn, left }
     }
 
     #[test]
     fn an_output_with_a_batch_of_its_own_waits_for_flush_and_round_trip() {
-        let mut delays = Delays::new().unwrap();
+        let (mut delays, marks) = (Delays::new().unwrap(), Marks::new());
         assert_eq!(delays.told(), None);
-        delays.acknowledged(7, at(130), Some(at(180)));
-        delays.left(7, at(100), at(120), at(190));
-        let wanted = [("capture", 20), ("flush", 10), ("wire", 50), ("release", 10)];
-        assert_eq!(stages(&delays), wanted.map(|(name, us)| (name.to_owned(), us)));
-        assert_eq!(delays.told().unwrap().p50_us.round(), 60.0);
+        marks.encoded(7, at(131));
+        marks.flushed(7, at(140));
+        delays.acknowledged(7, at(130), Some(at(180)), &marks);
+        delays.left(leaving(7, [100, 120, 181, 184, 190]));
+        assert_eq!(stages(&delays), [30, 1, 9, 40, 1, 3, 6]);
+        let told = delays.told().unwrap();
+        assert_eq!([told.p50_us, told.total_p50_us, told.own_p50_us].map(f64::round), [60.0, 90.0, 87.0]);
+    }
+
+    #[test]
+    fn without_a_note_of_the_batch_the_time_is_the_wires() {
+        let (mut delays, marks) = (Delays::new().unwrap(), Marks::new());
+        delays.acknowledged(7, at(130), Some(at(180)), &marks);
+        delays.left(leaving(7, [100, 120, 110, 184, 190]));
+        assert_eq!(stages(&delays), [30, 0, 0, 50, 0, 4, 6]);
     }
 
     #[test]
     fn an_output_whose_log_was_sent_before_waits_for_the_rest_of_the_round_trip_only() {
-        let mut delays = Delays::new().unwrap();
-        delays.acknowledged(7, at(80), Some(at(130)));
-        delays.left(7, at(100), at(120), at(131));
-        assert_eq!(stages(&delays)[1..], [("flush".into(), 0), ("wire".into(), 10), ("release".into(), 1)]);
+        let (mut delays, marks) = (Delays::new().unwrap(), Marks::new());
+        marks.encoded(7, at(82));
+        marks.flushed(7, at(90));
+        delays.acknowledged(7, at(80), Some(at(130)), &marks);
+        delays.left(leaving(7, [100, 120, 131, 131, 132]));
+        assert_eq!(stages(&delays), [20, 0, 0, 10, 1, 0, 1]);
         // The ack was there when somebody looked: the output had waited for the look alone.
-        delays.acknowledged(8, at(180), None);
-        delays.left(8, at(200), at(220), at(231));
+        delays.acknowledged(8, at(180), None, &marks);
+        delays.left(leaving(8, [200, 220, 230, 230, 231]));
         assert_eq!(delays.told().unwrap().count, 2);
         assert_eq!(delays.held.min(), 0);
     }
 
     #[test]
     fn an_ack_covers_all_before_it_and_no_ack_means_no_wait() {
-        let mut delays = Delays::new().unwrap();
-        delays.left(0, at(1), at(2), at(3));
+        let (mut delays, marks) = (Delays::new().unwrap(), Marks::new());
+        delays.left(leaving(0, [1, 2, 3, 3, 3]));
         assert_eq!(delays.held.max(), 0);
         for sequence in 1..=ACKS as u64 + 10 {
-            delays.acknowledged(2 * sequence, at(10 * sequence), Some(at(10 * sequence + 5)));
+            let (sent, seen) = (at(10 * sequence), at(10 * sequence + 5));
+            delays.acknowledged(2 * sequence, sent, Some(seen), &marks);
         }
         assert_eq!(delays.acks.len(), ACKS);
-        delays.left(101, at(500), at(505), at(600));
-        assert_eq!(stages(&delays)[2].0, "wire");
+        delays.left(leaving(101, [500, 505, 600, 600, 600]));
         assert!(delays.held.max() >= 9_000, "the ack of frame 102 came at 515");
     }
 }

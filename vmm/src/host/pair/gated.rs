@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tandem_logchan::ring::{self, Consumer, Producer};
 
 use super::clock::now;
-use super::delay::Delays;
+use super::delay::{Delays, Leaving};
 use crate::host::io::disk::Disks;
 use crate::host::io::terminal::Terminal;
 use crate::host::run::open_outputs::report;
@@ -39,8 +39,8 @@ pub(super) struct GateSender {
     ring: Producer,
     /// Terminal bytes that wait for company.
     typed: Vec<u8>,
-    /// When the guest kicked off what is being put out.
-    kick: Moment,
+    /// When the guest kicked off what is being put out; `None`: it comes of an input.
+    kick: Option<Moment>,
     /// Packets lost for want of room.
     lost: u64,
 }
@@ -72,7 +72,7 @@ pub(super) struct Held<'a> {
 pub(super) fn gate(disks: usize) -> (GateSender, GateReceiver) {
     let (producer, consumer) = ring::ring(2 * PACKET_ROOM + disks * DISK_ROOM);
     (
-        GateSender { ring: producer, typed: Vec::with_capacity(4096), kick: Moment::from_nanos(0), lost: 0 },
+        GateSender { ring: producer, typed: Vec::with_capacity(4096), kick: None, lost: 0 },
         GateReceiver { ring: consumer },
     )
 }
@@ -88,13 +88,13 @@ impl GateSender {
         slot[16..24].copy_from_slice(&wait.1.as_nanos().to_le_bytes());
         slot[24..32].copy_from_slice(&place.0.to_le_bytes());
         slot[32..40].copy_from_slice(&place.1.to_le_bytes());
-        slot[40..48].copy_from_slice(&self.kick.as_nanos().to_le_bytes());
+        slot[40..48].copy_from_slice(&self.kick.unwrap_or(wait.1).as_nanos().to_le_bytes());
         slot[HEADER..].copy_from_slice(data);
         self.ring.commit(HEADER + data.len())
     }
 
-    /// The guest kicks off outputs now.
-    pub(super) const fn kicked(&mut self, kick: Moment) {
+    /// The guest kicked off the outputs that follow; or they come of an input, and begin when they are made.
+    pub(super) const fn kicked(&mut self, kick: Option<Moment>) {
         self.kick = kick;
     }
 
@@ -189,8 +189,8 @@ pub(super) struct Exits {
 }
 
 impl Exits {
-    /// Lets one output out.
-    pub(super) fn send(&mut self, held: &Held<'_>) {
+    /// Lets one output out, whose turn it is since `turn`, in a round that began at `round`. When it has left.
+    pub(super) fn send(&mut self, held: &Held<'_>, round: Moment, turn: Moment) -> Moment {
         let request = |op| DiskRequest { disk: held.device, tag: held.tag, op };
         match held.kind {
             kind::PACKET => {
@@ -205,7 +205,9 @@ impl Exits {
             kind::WRITE => self.issue(&request(DiskOp::Write { offset: held.offset, data: held.data })),
             _ => self.issue(&request(DiskOp::Flush)),
         }
-        self.delays.left(held.sequence, held.kick, held.made, now());
+        let (sequence, left) = (held.sequence, now());
+        self.delays.left(Leaving { sequence, kick: held.kick, made: held.made, round, turn, left });
+        left
     }
 
     /// Issues a disk request.

@@ -7,15 +7,14 @@ use tandem_logchan::channel::Link;
 use tandem_logchan::transport::rdma::{Completion, RdmaConfig};
 use tandem_logchan::transport::tcp::TcpConfig;
 
-use crate::host::config::PairConfig;
 #[cfg(feature = "rdma")]
-use crate::host::config::{LogAck, LogTransport, RdmaCompletion};
+use crate::host::config::{LogAck, LogTransport};
+use crate::host::config::{PairConfig, RdmaCompletion};
 
 /// Patience with a peer that shakes hands, and that sets up an RDMA connection.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
 /// How long a thread with `completion = "adaptive"` looks before it sleeps.
-#[cfg(feature = "rdma")]
 const SPIN: Duration = Duration::from_micros(50);
 
 /// How the log is carried.
@@ -35,7 +34,18 @@ pub(super) fn link(pair: &PairConfig) -> Link {
             patience: patience(pair),
         }),
         // The config refuses RDMA in a build without it.
-        _ => TcpConfig { send_buffer: buffer, ..TcpConfig::default() }.into(),
+        _ => TcpConfig {
+            send_buffer: buffer,
+            spin: match pair.completion {
+                RdmaCompletion::Events => Duration::ZERO,
+                RdmaCompletion::Adaptive => SPIN,
+                RdmaCompletion::Busy => Duration::MAX,
+            },
+            registered: pair.registered_buffers,
+            busy_poll: pair.busy_poll,
+            ..TcpConfig::default()
+        }
+        .into(),
     }
 }
 

@@ -16,6 +16,7 @@ use crate::machine::output::{DiskRequest, Notice, Outputs};
 use crate::replay::batch::{Batch, Traffic};
 use crate::replay::recorder::Log;
 use crate::replay::run::Run;
+use crate::role::Moment;
 
 /// How long to wait for room in a full log before looking at the orders again.
 const FULL_PAUSE: Duration = Duration::from_millis(1);
@@ -82,16 +83,17 @@ impl PairLog {
         self.shared.wake_side();
     }
 
-    /// Slows the guest a little when the backup lags.
-    fn pause(&mut self) {
+    /// Slows the guest a little when the backup lags. `flushed`: the time now.
+    fn pause(&mut self, flushed: Moment) {
         let level = u64::from(self.shared.throttle.load(Ordering::Relaxed).min(99));
-        let until = now().as_nanos();
+        let until = flushed.as_nanos();
+        let last = std::mem::replace(&mut self.last, until);
         if level > 0 {
             // A share of `level` per cent of the time, from the time that the guest had.
-            let pause = Duration::from_nanos(until.saturating_sub(self.last) * level / (100 - level));
+            let pause = Duration::from_nanos(until.saturating_sub(last) * level / (100 - level));
             std::thread::sleep(pause.min(LONGEST_PAUSE));
+            self.last = now().as_nanos();
         }
-        self.last = now().as_nanos();
     }
 
     /// The channel is lost: the guest stands still until the arbiter has spoken.
@@ -144,7 +146,11 @@ impl Log for PairLog {
 
     fn wait_for_next(&mut self, next: bool) {
         self.next = next;
-        self.gate.kicked(now());
+        self.gate.kicked(None);
+    }
+
+    fn kicked(&mut self) {
+        self.gate.kicked(Some(now()));
     }
 
     fn made_outputs(&mut self) -> bool {
@@ -166,11 +172,14 @@ impl Log for PairLog {
         loop {
             let Some(sender) = &mut self.sender else { return Ok(0) };
             let seen = sender.acks().news().look();
-            match sender.append(Kind::Batch, Flags::OUTPUT, now().as_nanos(), batch) {
+            let encoded = |sequence| self.shared.marks.encoded(sequence, now());
+            match sender.append_and(Kind::Batch, Flags::OUTPUT, now().as_nanos(), batch, encoded) {
                 Ok(sent) => {
+                    let flushed = now();
+                    self.shared.marks.flushed(sent, flushed);
                     self.shared.sent.store(sent, Ordering::Relaxed);
                     self.shared.log_full.store(false, Ordering::Relaxed);
-                    self.pause();
+                    self.pause(flushed);
                     return Ok(HEADER_LEN);
                 }
                 Err(AppendError::Full { .. }) => {

@@ -34,6 +34,7 @@ mod link;
 
 /// The log of a primary, and the outputs that depend on it.
 mod log;
+mod marks;
 
 /// Outputs that wait for the log.
 mod gated;

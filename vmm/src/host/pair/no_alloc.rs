@@ -128,7 +128,7 @@ impl Beyond {
             if self.side.releasable(now) <= number {
                 return;
             }
-            self.exits.send(&held);
+            self.exits.send(&held, Moment::from_nanos(0), Moment::from_nanos(0));
             self.gate.take();
             self.side.released(number + 1);
             self.bound = None;

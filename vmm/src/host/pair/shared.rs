@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::marks::Marks;
 use crate::host::vcpu::inputs::VcpuBell;
 use crate::machine::cpu::exit::Exit;
 use crate::replay::batch::Traffic;
@@ -72,6 +73,8 @@ struct Orders {
 /// Shared by the vCPU thread and the side thread. Nothing in here is locked on the path from an exit to
 /// the log.
 pub(super) struct Shared {
+    /// When recent batches were encoded and sent.
+    pub(super) marks: Marks,
     orders: Mutex<Orders>,
     changed: Condvar,
     /// Copy of the order for the vCPU thread's fast look.
@@ -106,6 +109,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     pub(super) fn new(bell: Arc<VcpuBell>) -> Self {
         Self {
+            marks: Marks::new(),
             orders: Mutex::new(Orders { order: Order::Wait, news: Vec::new() }),
             changed: Condvar::new(),
             order_now: AtomicU8::new(Order::Wait as u8),

@@ -250,7 +250,7 @@ impl Loop {
         self.s.board.lag(lag);
         let sent = Moment::from_nanos(ack.echo);
         if !self.s.placed {
-            self.s.exits.delays.acknowledged(ack.received, sent, waited.then_some(now));
+            self.s.exits.delays.acknowledged(ack.received, sent, waited.then_some(now), &self.s.shared.marks);
         }
         let ack = Ack {
             generation: self.s.generation,
@@ -363,6 +363,8 @@ impl Loop {
 
     /// Lets out what may leave.
     fn release(&mut self) {
+        // One look at the clock for each output: its departure is the next one's turn.
+        let (mut round, mut last) = (None, None);
         while let Some(held) = self.s.gate.front() {
             let number = match self.bound {
                 Some(number) => number,
@@ -371,11 +373,11 @@ impl Loop {
                     Err(_) => return,
                 },
             };
-            let now = now();
-            if self.s.side.releasable(now) <= number {
+            let turn = last.unwrap_or_else(now);
+            if self.s.side.releasable(turn) <= number {
                 return;
             }
-            self.s.exits.send(&held);
+            last = Some(self.s.exits.send(&held, *round.get_or_insert(turn), turn));
             self.s.gate.take();
             self.s.side.released(number + 1);
             self.bound = None;
