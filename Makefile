@@ -16,7 +16,7 @@ RUNS ?= 200
 # Of `make fuzz`, for each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help bench bench-linux build demo demo-linux torture fuzz lint kernel initramfs test test-host test-guest test-loom test-linux kmod test-kernel test-kernel-debug test-vmx test-rdma
+.PHONY: help bench bench-channel bench-linux build demo demo-linux torture fuzz lint kernel initramfs test test-host test-guest test-loom test-linux kmod test-kernel test-kernel-debug test-vmx test-rdma
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,8 +45,13 @@ torture: ## RUNS=200 pairs, one random fault each, a client that checks; SEED=n 
 bench: ## the figures, as ratios: the log channel, and the pair against the same VM alone
 	.ci/install base
 	@$(CARGO) build --quiet --release --package tandem-vmm --package tandem-bench
-	@$(BUILT)/tandem-bench channel
+	@$(BUILT)/tandem-bench channel --throughput-turns 0 --pairs 0
 	@$(BUILT)/tandem-bench pair
+
+bench-channel: ## the log channel: against iperf3 and a bare ping-pong, the output delay of a pair; and RDMA where it is installed
+	.ci/install bench
+	@$(CARGO) build --quiet --release --package tandem-vmm --package tandem-bench
+	@$(BUILT)/tandem-bench channel $(if $(RDMA),--rdma)
 
 bench-linux: ## the figures of a Linux guest; where KVM cannot run one, inside virtme-ng
 	.ci/install kernel

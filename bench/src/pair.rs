@@ -202,7 +202,7 @@ fn compare(load: &'static str, turns: &Turns, pingpong_us: f64) -> Compared {
 }
 
 /// Median round trip in microseconds between the two hosts, from the primary's core to the backup's.
-fn ping_pong(bed: &Bed) -> Result<f64> {
+pub(crate) fn ping_pong(bed: &Bed) -> Result<f64> {
     let listener = bed.lab.host(Host::Backup).enter(|| TcpListener::bind((BACKUP, 0)))??;
     let address = listener.local_addr()?;
     let client = bed.lab.host(Host::Primary).enter(|| TcpStream::connect(address))??;

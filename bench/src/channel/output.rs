@@ -1,0 +1,92 @@
+//! The output delay against the bare round trip of the same transport, in one run.
+//!
+//! A pair in the lab's network namespaces, primary and backup each on a core. The delay is that of every output
+//! from the guest's kick until it has left the host, by the primary's own histograms (`tandem status`), without the
+//! time in which the outputs before it in the same round are written: an unprotected machine writes them one by one
+//! too (the whole, queue included, stands beside it as `total`). The round trip is the ping-pong's over the same cable and between the same cores, right before each pair. Two loads, each
+//! with pairs of its own: one client, whose every reply waits for its own log, and fifty, whose replies share it.
+
+use anyhow::{Context, Result};
+use serde::Serialize as Json;
+use tandem_tests::bed::{Bed, Program};
+use tandem_tests::config::{Guest, Pace, Spec};
+use tandem_tests::lab;
+use tandem_tests::median::median;
+use tandem_tests::redis_benchmark::{self, Load};
+use tandem_vmm::host::control::OutputStage;
+use tandem_vmm::host::shutdown::Shutdown;
+
+use super::thousandth;
+use crate::pair::ping_pong;
+
+/// Clients, and requests of each command.
+const LOADS: [(u32, u64); 2] = [(1, 4_000), (50, 30_000)];
+
+/// One load.
+#[derive(Debug, Json)]
+pub(super) struct Row {
+    pub(super) clients: u32,
+    pub(super) rtt_us: f64,
+    pub(super) delay_us_p50: f64,
+    pub(super) delay_us_p99: f64,
+    total_us_p50: f64,
+    total_us_p99: f64,
+    /// Against the median round trip, both.
+    pub(super) over_rtt_p50: f64,
+    pub(super) over_rtt_p99: f64,
+    /// Of the last turn.
+    pub(super) stages: Vec<OutputStage>,
+}
+
+/// Measures, or says what is missing.
+///
+/// # Errors
+/// A pair does not come up, or the load fails.
+pub(super) fn measure(turns: u32) -> Result<Result<Vec<Row>, String>> {
+    if let Some(obstacle) = lab::obstacle() {
+        return Ok(Err(format!("no lab can be built here: {obstacle}")));
+    }
+    if !redis_benchmark::is_installed() {
+        return Ok(Err("redis-benchmark is missing: install redis-tools".to_owned()));
+    }
+    let program = match Program::tandem() {
+        Ok(program) => program,
+        Err(error) => return Ok(Err(format!("{error:#}"))),
+    };
+    let spec = Spec { name: "bench".to_owned(), guest: Guest::Embedded, pace: Pace::NATIVE };
+    let mut bed = Bed::new("bench-channel", program, spec, Shutdown::on_signals()?)?;
+    LOADS.map(|load| row(&mut bed, load, turns)).into_iter().collect::<Result<Vec<_>>>().map(Ok)
+}
+
+fn row(bed: &mut Bed, (clients, requests): (u32, u64), turns: u32) -> Result<Row> {
+    let (mut trips, mut halves, mut tails) = (Vec::new(), Vec::new(), Vec::new());
+    let mut totals = (Vec::new(), Vec::new());
+    let (mut half_ratios, mut tail_ratios) = (Vec::new(), Vec::new());
+    let mut stages = Vec::new();
+    for _ in 0..turns {
+        let rtt = ping_pong(bed)?;
+        let pair = bed.pair().context("the protected pair")?;
+        let load = Load { requests, clients, pipeline: 1 };
+        redis_benchmark::measure(bed.lab.client(), bed.server(), load, bed.patience(60.0))?;
+        let delay = pair.primary.status()?.output_delay.context("no output was held")?;
+        half_ratios.push(delay.own_p50_us / rtt);
+        tail_ratios.push(delay.own_p99_us / rtt);
+        trips.push(rtt);
+        halves.push(delay.own_p50_us);
+        tails.push(delay.own_p99_us);
+        totals.0.push(delay.total_p50_us);
+        totals.1.push(delay.total_p99_us);
+        stages = delay.stages;
+    }
+    Ok(Row {
+        clients,
+        rtt_us: thousandth(median(trips)),
+        delay_us_p50: median(halves),
+        delay_us_p99: median(tails),
+        total_us_p50: median(totals.0),
+        total_us_p99: median(totals.1),
+        over_rtt_p50: thousandth(median(half_ratios)),
+        over_rtt_p99: thousandth(median(tail_ratios)),
+        stages,
+    })
+}
