@@ -11,10 +11,13 @@ mod linux;
 mod log;
 mod memory;
 mod pair;
+mod paper;
+mod peers;
 mod pin;
 mod pingpong;
 #[cfg(feature = "rdma")]
 mod rdma;
+mod report;
 
 #[derive(Debug, Parser)]
 #[command(version, about = "Measures Tandem; every subcommand ends with one line of JSON")]
@@ -35,6 +38,13 @@ enum Figure {
     Kmod(kmod::Args),
     /// The rate of a recorded log, and what it is made of.
     Log(log::Args),
+    /// The paper's tables with a Linux guest: protected against unprotected.
+    Paper(paper::Args),
+    /// The same guest and work on QEMU.
+    Peers(paper::Args),
+    /// The backup's host of `paper`, in the second virtme-ng machine.
+    #[command(hide = true)]
+    Host,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -44,5 +54,8 @@ fn main() -> anyhow::Result<()> {
         Figure::Linux(args) => linux::run(&args),
         Figure::Kmod(args) => kmod::run(&args),
         Figure::Log(args) => log::run(&args),
+        Figure::Paper(args) => paper::run(&args),
+        Figure::Peers(args) => peers::run(&args),
+        Figure::Host => paper::serve(),
     }
 }

@@ -1,0 +1,150 @@
+//! The config of the measured VM, and QEMU's command line for the same.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use tandem_tests::config::Pace;
+use tandem_tests::lab::{BACKUP, GUEST_MAC, PRIMARY, TAP};
+
+/// Log and heartbeats.
+const PORT: u16 = 7700;
+/// The guest's memory in MiB.
+const MEMORY: u32 = 384;
+/// Beside what every guest gets.
+const ROOT: &str = "root=/dev/vda ro init=/sbin/bench-init tandem.ip=10.77.0.2/24";
+
+/// What the VM is told to do: the end of its command line.
+#[derive(Clone, Debug)]
+pub(crate) struct Orders {
+    /// `tandem.do=…` of [`super::row::Size::batch`].
+    pub(crate) batch: Option<String>,
+    /// Whether its services start afterwards.
+    pub(crate) serve: bool,
+}
+
+impl Orders {
+    /// The kernel's command line, for a VM as Tandem shows it.
+    pub(crate) fn cmdline(&self, base: &str) -> String {
+        let mut line = format!("{base} {ROOT}");
+        if let Some(batch) = &self.batch {
+            line.push_str(&format!(" {batch}"));
+        }
+        if self.serve {
+            line.push_str(" tandem.serve");
+        }
+        line
+    }
+}
+
+/// The MAC address of the guest's card.
+fn mac() -> String {
+    GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// The text of a config beside which lie `kernel`, `data.ext4`, `pair.key` and `arbiter.img`.
+pub(crate) fn config(root: &Path, cmdline: &str, pace: Pace) -> String {
+    let Pace { heartbeat_ms, missed, tick_bound_ms, .. } = pace;
+    format!(
+        "name = \"bench\"\n\n[machine]\nmemory_mib = {MEMORY}\nkernel = \"kernel\"\ncmdline = {cmdline:?}\n\
+         tick_bound_ms = {tick_bound_ms}\n\n[[net]]\ntap = {TAP:?}\nmac = {:?}\n\n\
+         [[disk]]\npath = {:?}\nread_only = true\n\n[[disk]]\npath = \"data.ext4\"\n\n\
+         [pair]\nlisten = \"{BACKUP}:{PORT}\"\nprimary = \"{PRIMARY}:{PORT}\"\nkey = \"pair.key\"\n\
+         arbiter = \"arbiter.img\"\nheartbeat_ms = {heartbeat_ms}\nmissed = {missed}\n",
+        mac(),
+        root.display().to_string(),
+    )
+}
+
+/// How QEMU is to give the guest a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Qemu {
+    /// With this machine's KVM.
+    Kvm,
+    /// In software, with options for its clock.
+    Tcg,
+}
+
+/// What is hidden from QEMU's guest as Tandem hides it from its own: the clocks of the host, the APIC.
+const HIDDEN: &str =
+    ",-tsc,-apic,-x2apic,-kvmclock,-kvm-asyncpf,-kvm-asyncpf-int,-kvm-steal-time,-kvm-pv-eoi";
+
+/// QEMU's arguments for the same machine: kernel, memory, disks and virtio-mmio devices, 8259 and 8254, no APIC.
+pub(crate) fn qemu(how: Qemu, root: &Path, directory: &Path, cmdline: &str, tap: bool) -> Vec<OsString> {
+    let (accel, cpu, irqchip) = match how {
+        Qemu::Kvm => ("kvm", format!("host{HIDDEN}"), ",kernel-irqchip=off"),
+        Qemu::Tcg => ("tcg", "qemu64,-tsc,-apic".to_owned(), ""),
+    };
+    let machine = format!("microvm,x-option-roms=off,acpi=off,pic=on,pit=on,rtc=on{irqchip}");
+    let disk = |name: &str, path: &Path, more: &str| {
+        format!("if=none,id={name},format=raw,file={}{more}", path.display())
+    };
+    let mut args: Vec<OsString> = ["-accel", accel, "-cpu", &cpu, "-M", &machine].map(OsString::from).into();
+    args.extend(["-m".into(), MEMORY.to_string().into()]);
+    args.extend(
+        ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio", "-kernel"]
+            .map(OsString::from),
+    );
+    args.push(directory.join("kernel").into());
+    args.extend(["-append".into(), cmdline.into()]);
+    for (name, path, more) in [("root", root, ",readonly=on"), ("data", &directory.join("data.ext4"), "")] {
+        args.extend(["-drive".into(), disk(name, path, more).into()]);
+        args.extend(["-device".into(), format!("virtio-blk-device,drive={name}").into()]);
+    }
+    args.extend(["-device", "virtio-rng-device"].map(OsString::from));
+    let backend = if tap {
+        format!("tap,id=net,ifname={TAP},script=no,downscript=no")
+    } else {
+        "user,id=net,restrict=on".to_owned()
+    };
+    args.extend(["-netdev".into(), backend.into()]);
+    args.extend(["-device".into(), format!("virtio-net-device,netdev=net,mac={}", mac()).into()]);
+    args
+}
+
+/// Tandem's command line of the kernel, for QEMU's microvm: no PM timer, and a triple fault resets it.
+pub(crate) fn qemu_cmdline(tandems: &str) -> String {
+    let words = tandems.split_whitespace().map(|word| match word.split_once('=') {
+        Some(("pmtmr", _)) => "pmtmr=0",
+        Some(("reboot", _)) => "reboot=t",
+        _ => word,
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tandem_vmm::host::config::Config;
+
+    #[test]
+    fn the_config_is_one_of_tandems() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["kernel", "data.ext4", "root.ext4"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        let orders = Orders { batch: Some("tandem.do=jvm:2".to_owned()), serve: true };
+        let text = config(&dir.path().join("root.ext4"), &orders.cmdline("quiet"), Pace::EMULATED);
+        std::fs::write(dir.path().join("vm.toml"), &text).unwrap();
+        let config = Config::load(&dir.path().join("vm.toml")).unwrap();
+        assert!(config.pair().is_ok());
+        assert!(text.contains("tandem.do=jvm:2 tandem.serve"), "{text}");
+    }
+
+    #[test]
+    fn qemu_gets_the_same_disks_and_card() {
+        let args = qemu(Qemu::Kvm, Path::new("/c/root.ext4"), Path::new("/run/1"), "quiet", true);
+        let line = args.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        for part in [
+            "-accel kvm",
+            "file=/c/root.ext4,readonly=on",
+            "file=/run/1/data.ext4",
+            "52:54:00:12:34:56",
+            "ifname=tap0",
+        ] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        let alone = qemu(Qemu::Tcg, Path::new("/r"), Path::new("/d"), "", false);
+        assert_eq!(qemu_cmdline("quiet pmtmr=0x608 reboot=k pci=off"), "quiet pmtmr=0 reboot=t pci=off");
+        assert!(alone.contains(&"user,id=net,restrict=on".into()));
+    }
+}

@@ -1,0 +1,146 @@
+//! One of the two machines: its copies of what VMs are started with, and the files of the one that runs now.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use tandem_arbiter::{Arbiter, InitOptions};
+use tandem_tests::bed::CORES;
+use tandem_tests::config::run_directory;
+use tandem_tests::lab::{Host, Lab};
+use tandem_tests::process::{Launch, Process};
+use tandem_tests::side::Side;
+use tandem_vmm::host::config::vm_id;
+
+use super::usage::{Look, cpu_seconds};
+
+/// Where what every VM needs is found.
+#[derive(Clone, Debug)]
+pub(crate) struct Sources {
+    /// `tandem`.
+    pub(crate) tandem: PathBuf,
+    /// A bzImage.
+    pub(crate) kernel: PathBuf,
+    /// What `tests/linux/bench-guest` made.
+    pub(crate) guest: PathBuf,
+}
+
+/// A VM's config and the pair's key: what both hosts of a pair have in common.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Shared {
+    /// `vm.toml`.
+    pub(crate) config: String,
+    /// 64 hex digits.
+    pub(crate) key: String,
+}
+
+/// A machine.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) directory: PathBuf,
+    pub(crate) sources: Sources,
+    vms: u32,
+}
+
+impl Machine {
+    /// Copies what is read often: inside virtme-ng what lies on the host's files is slow to read.
+    ///
+    /// # Errors
+    /// When something cannot be copied.
+    pub(crate) fn new(sources: Sources) -> Result<Self> {
+        let directory = run_directory("paper")?;
+        let machine = Self { directory, sources, vms: 0 };
+        let copy = |from: &Path, name: &str| {
+            fs::copy(from, machine.directory.join(name))
+                .with_context(|| format!("cannot copy {}", from.display()))
+        };
+        copy(&machine.sources.tandem, "tandem")?;
+        copy(&machine.sources.kernel, "kernel")?;
+        copy(&machine.sources.guest.join("data.ext4"), "data.ext4")?;
+        Ok(machine)
+    }
+
+    /// The guest's root: every VM reads it, none writes.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.sources.guest.join("root.ext4")
+    }
+
+    /// The files of a new VM; those of the last one are forgotten.
+    ///
+    /// # Errors
+    /// When they cannot be made.
+    pub(crate) fn fresh(&mut self, shared: &Shared) -> Result<PathBuf> {
+        let _ = fs::remove_dir_all(self.directory.join(self.vms.to_string()));
+        self.vms += 1;
+        let directory = self.directory.join(self.vms.to_string());
+        fs::create_dir(&directory)?;
+        fs::copy(self.directory.join("data.ext4"), directory.join("data.ext4"))
+            .context("cannot copy the disk")?;
+        symlink(self.directory.join("kernel"), directory.join("kernel"))?;
+        fs::write(directory.join("vm.toml"), &shared.config)?;
+        let mut key = fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(directory.join("pair.key"))?;
+        writeln!(key, "{}", shared.key)?;
+        let options = InitOptions { overwrite: true, ..InitOptions::default() };
+        Arbiter::init(&directory.join("arbiter.img"), vm_id("bench"), &options)
+            .context("cannot make the arbiter")?;
+        Ok(directory)
+    }
+
+    /// Starts `tandem` on a host of the lab, each host on a core of its own.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(crate) fn start(&self, command: &str, lab: &Lab, host: Host, directory: &Path) -> Result<Side> {
+        let core = match host {
+            Host::Primary => CORES[0],
+            Host::Backup => CORES[1],
+        };
+        let control = directory.join(if host == Host::Primary { "p.sock" } else { "b.sock" });
+        let config = directory.join("vm.toml");
+        let process = Launch::new(command, &self.directory.join("tandem"))
+            .args(["--log-format", "json", command])
+            .args([config.as_os_str(), "--control".as_ref(), control.as_os_str()])
+            .inside(lab.host(host))
+            .on_core(core)
+            .output(directory)?
+            .start()?;
+        Ok(Side::new(process, &control))
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// What a side says and what it took.
+///
+/// # Errors
+/// When it does not answer or has ended.
+pub(crate) fn look(side: &Side) -> Result<Look> {
+    Ok(Look { status: side.status()?, cpu: cpu(&side.process)? })
+}
+
+/// CPU seconds of a process so far.
+///
+/// # Errors
+/// When it has ended.
+pub(crate) fn cpu(process: &Process) -> Result<f64> {
+    let path = format!("/proc/{}/stat", process.pid());
+    let stat = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    // SAFETY: takes no pointers.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
+    match cpu_seconds(&stat, ticks) {
+        Some(seconds) => Ok(seconds),
+        None => bail!("{path} is not as it should be"),
+    }
+}

@@ -1,0 +1,189 @@
+//! `tandem-bench paper`: the paper's tables with a Linux guest, protected against unprotected.
+//!
+//! Turns alternate, unprotected and protected, each a fresh boot of the same guest that does all rows. Clients and primary
+//! share a core and the backup has another, as two hosts would. Where this machine's KVM takes no Linux guest, each of
+//! the two hosts is a virtme-ng machine in software emulation on a core of its own, with a cable between them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use tandem_tests::bed::Program;
+use tandem_tests::config::{Guest, Pace};
+use tandem_tests::lab;
+use tandem_tests::linux::{self, Place};
+
+mod backup;
+pub(crate) mod config;
+mod console;
+mod load;
+pub(crate) mod machine;
+pub(crate) mod machines;
+mod progress;
+mod row;
+mod stage;
+mod turns;
+mod usage;
+
+pub(crate) use backup::Event;
+pub(crate) use row::{Paper, Row};
+pub(crate) use usage::Usage;
+
+use crate::report::{EMULATED, Failover, Peer, Report, host};
+use machine::Sources;
+use progress::Progress;
+use row::Size;
+pub(crate) use stage::Kind;
+use stage::Stage;
+use turns::{Asked, Turns};
+
+/// Of a quick run, everything together: less than five minutes with the machines' start.
+const QUICK: Duration = Duration::from_secs(250);
+/// Of a full run.
+const FULL: Duration = Duration::from_secs(3600);
+
+/// What to measure, and how long.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    /// Small work, one turn each, under five minutes
+    #[arg(long)]
+    quick: bool,
+    /// Only these rows
+    #[arg(long, value_delimiter = ',')]
+    rows: Vec<Row>,
+    /// Turns of each kind of VM (default: 3, quick 1)
+    #[arg(long)]
+    turns: Option<u32>,
+    /// Also turns of QEMU with the same KVM
+    #[arg(long)]
+    qemu: bool,
+    /// Without the idle pair and the failover at the end
+    #[arg(long)]
+    no_end: bool,
+    /// Where the report goes
+    #[arg(long, default_value = "target/bench")]
+    pub(crate) report: PathBuf,
+}
+
+/// Measures, prints Markdown and one line of JSON.
+///
+/// # Errors
+/// Nothing runs a Linux guest here, or nothing can be set up.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let kinds =
+        if args.qemu { vec![Kind::Alone, Kind::Pair, Kind::Qemu] } else { vec![Kind::Alone, Kind::Pair] };
+    measure("paper", args, &kinds, Vec::new)
+}
+
+/// Measures on these kinds of VMs, in this order, in each turn. `peers` are measured at the end.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn measure(
+    bench: &'static str,
+    args: &Args,
+    kinds: &[Kind],
+    peers: impl FnOnce() -> Vec<Peer>,
+) -> Result<()> {
+    let turns = args.turns.unwrap_or(if args.quick { 1 } else { 3 });
+    ensure!(turns > 0, "nothing to measure");
+    if let Some(obstacle) = lab::obstacle() {
+        bail!("no lab can be built here: {obstacle}");
+    }
+    let program = Program::tandem()?;
+    let emulated = match linux::place(program.path())? {
+        Place::Here => false,
+        Place::Emulated => true,
+        Place::VirtmeNg => {
+            eprintln!("this machine's KVM does not run Linux guests: the same in virtme-ng machines");
+            let seconds = if args.quick { QUICK } else { FULL }.as_secs() + 40;
+            return machines::go_on(program.path(), &args.report, seconds, kinds.contains(&Kind::Pair));
+        }
+    };
+    let time = if args.quick { QUICK } else { FULL };
+    let (sources, cmdline) = sources(&program)?;
+    let pace = if emulated { Pace::EMULATED } else { Pace::NATIVE };
+    let packages = std::fs::read_to_string(sources.guest.join("packages")).unwrap_or_default();
+    let mut stage = Stage::new(sources, cmdline, pace, machines::there_is_another(), time)?;
+    let rows = if args.rows.is_empty() { Row::ALL.to_vec() } else { args.rows.clone() };
+    let size = Size::new(emulated, args.quick);
+    let steps = u64::from(turns) * kinds.len() as u64 * (rows.len() as u64 + 1) + 1;
+    let mut progress = Progress::new(steps);
+    let mut all = Turns::default();
+    for turn in 1..=turns {
+        for kind in kinds {
+            // QEMU and the unprotected VM are compared by work of the CPU and of devices alike.
+            let asked =
+                Asked { rows: &rows, size: &size, end: turn == turns && !args.no_end && *kind == Kind::Pair };
+            all.turn(&mut stage, *kind, &asked, &mut progress);
+        }
+    }
+    drop(progress);
+    drop(stage);
+    let (idle, idle_reason) = split(all.idle.take());
+    let (failover, failover_reason) = split(all.failover.take());
+    let report = Report {
+        bench,
+        host: host::Facts::gather(),
+        emulated,
+        quick: args.quick,
+        rows: rows.iter().map(|row| all.report(*row, kinds)).collect(),
+        idle_log_mbit_s: idle,
+        idle_reason,
+        failover: failover.map(|(ms, events)| Failover { ms, events }),
+        failover_reason,
+        peers: peers(),
+        packages: wanted(&packages),
+    };
+    report.write(&args.report)?;
+    if emulated {
+        println!("{EMULATED}");
+    }
+    println!("the report is in {}", args.report.display());
+    println!("{}", report.line());
+    Ok(())
+}
+
+/// Waits for orders on the backup's machine.
+///
+/// # Errors
+/// When it cannot be ordered.
+pub(crate) fn serve() -> Result<()> {
+    let (sources, _) = sources(&Program::tandem()?)?;
+    backup::serve(sources)
+}
+
+fn sources(program: &Program) -> Result<(Sources, String)> {
+    let Guest::Linux { kernel, cmdline, .. } = linux::guest()? else { bail!("not a Linux guest") };
+    let guest = machines::guest_disks()?;
+    Ok((Sources { tandem: program.path().to_owned(), kernel, guest }, cmdline))
+}
+
+fn split<T>(outcome: Option<Result<T, String>>) -> (Option<T>, Option<String>) {
+    match outcome {
+        Some(Ok(value)) => (Some(value), None),
+        Some(Err(why)) => (None, Some(why)),
+        None => (None, None),
+    }
+}
+
+/// The software that the rows are about.
+fn wanted(packages: &str) -> Vec<String> {
+    let names =
+        ["openjdk", "libh2", "tcc", "make", "postgresql-15", "nginx ", "redis-server", "iperf3", "lua"];
+    let is_wanted = |line: &&str| names.iter().any(|name| line.starts_with(name));
+    packages.lines().filter(is_wanted).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outcome_is_a_figure_or_a_reason() {
+        assert_eq!(split(Some(Ok(1))), (Some(1), None));
+        assert_eq!(split::<u8>(Some(Err("why".to_owned()))), (None, Some("why".to_owned())));
+        assert_eq!(split::<u8>(None), (None, None));
+        assert_eq!(wanted("tcc 0.9\nzlib1g 1.2\nnginx 1.22\nnginx-common 1.22\n"), ["tcc 0.9", "nginx 1.22"]);
+    }
+}
