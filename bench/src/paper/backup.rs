@@ -245,6 +245,9 @@ fn go_live(side: &mut Side, patience: Duration) -> Result<Vec<Event>> {
 fn plug_in(lab: &Lab, host: Host) -> Result<()> {
     let namespace = lab.host(host);
     lab.host(Host::Primary).batch("link delete log\n")?;
+    // What the lab does to the log's cable it does at both ends.
+    let other = if host == Host::Primary { Host::Backup } else { Host::Primary };
+    lab.host(other).batch("link add log type dummy\n")?;
     let status = std::process::Command::new("ip")
         .args(["link", "set", "eth0", "netns", namespace.name()])
         .status()

@@ -55,30 +55,18 @@ pub(crate) fn config(root: &Path, cmdline: &str, pace: Pace) -> String {
     )
 }
 
-/// How QEMU is to give the guest a machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Qemu {
-    /// With this machine's KVM.
-    Kvm,
-    /// In software, with options for its clock.
-    Tcg,
-}
-
 /// What is hidden from QEMU's guest as Tandem hides it from its own: the clocks of the host, the APIC.
 const HIDDEN: &str =
     ",-tsc,-apic,-x2apic,-kvmclock,-kvm-asyncpf,-kvm-asyncpf-int,-kvm-steal-time,-kvm-pv-eoi";
 
 /// QEMU's arguments for the same machine: kernel, memory, disks and virtio-mmio devices, 8259 and 8254, no APIC.
-pub(crate) fn qemu(how: Qemu, root: &Path, directory: &Path, cmdline: &str, tap: bool) -> Vec<OsString> {
-    let (accel, cpu, irqchip) = match how {
-        Qemu::Kvm => ("kvm", format!("host{HIDDEN}"), ",kernel-irqchip=off"),
-        Qemu::Tcg => ("tcg", "qemu64,-tsc,-apic".to_owned(), ""),
-    };
-    let machine = format!("microvm,x-option-roms=off,acpi=off,pic=on,pit=on,rtc=on{irqchip}");
+pub(crate) fn qemu(root: &Path, directory: &Path, cmdline: &str) -> Vec<OsString> {
+    let cpu = format!("host{HIDDEN}");
+    let machine = "microvm,x-option-roms=off,acpi=off,pic=on,pit=on,rtc=on,kernel-irqchip=off";
     let disk = |name: &str, path: &Path, more: &str| {
         format!("if=none,id={name},format=raw,file={}{more}", path.display())
     };
-    let mut args: Vec<OsString> = ["-accel", accel, "-cpu", &cpu, "-M", &machine].map(OsString::from).into();
+    let mut args: Vec<OsString> = ["-accel", "kvm", "-cpu", &cpu, "-M", machine].map(OsString::from).into();
     args.extend(["-m".into(), MEMORY.to_string().into()]);
     args.extend(
         ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio", "-kernel"]
@@ -91,11 +79,7 @@ pub(crate) fn qemu(how: Qemu, root: &Path, directory: &Path, cmdline: &str, tap:
         args.extend(["-device".into(), format!("virtio-blk-device,drive={name}").into()]);
     }
     args.extend(["-device", "virtio-rng-device"].map(OsString::from));
-    let backend = if tap {
-        format!("tap,id=net,ifname={TAP},script=no,downscript=no")
-    } else {
-        "user,id=net,restrict=on".to_owned()
-    };
+    let backend = format!("tap,id=net,ifname={TAP},script=no,downscript=no");
     args.extend(["-netdev".into(), backend.into()]);
     args.extend(["-device".into(), format!("virtio-net-device,netdev=net,mac={}", mac()).into()]);
     args
@@ -132,7 +116,7 @@ mod tests {
 
     #[test]
     fn qemu_gets_the_same_disks_and_card() {
-        let args = qemu(Qemu::Kvm, Path::new("/c/root.ext4"), Path::new("/run/1"), "quiet", true);
+        let args = qemu(Path::new("/c/root.ext4"), Path::new("/run/1"), "quiet");
         let line = args.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ");
         for part in [
             "-accel kvm",
@@ -143,8 +127,6 @@ mod tests {
         ] {
             assert!(line.contains(part), "{part}: {line}");
         }
-        let alone = qemu(Qemu::Tcg, Path::new("/r"), Path::new("/d"), "", false);
         assert_eq!(qemu_cmdline("quiet pmtmr=0x608 reboot=k pci=off"), "quiet pmtmr=0 reboot=t pci=off");
-        assert!(alone.contains(&"user,id=net,restrict=on".into()));
     }
 }

@@ -11,6 +11,14 @@ use tandem_tests::config::run_directory;
 /// Set inside, where there is another machine at the other end of eth0.
 const OTHER: &str = "TANDEM_BENCH_CABLE";
 
+/// Set inside: where reports go; the directory of the command line is read-only there.
+const REPORT: &str = "TANDEM_BENCH_REPORT";
+
+/// Where a report that is asked for in `wanted` is written.
+pub(crate) fn report_directory(wanted: &Path) -> PathBuf {
+    std::env::var_os(REPORT).map_or_else(|| wanted.to_owned(), PathBuf::from)
+}
+
 /// Whether this machine has another one as the backup's host.
 pub(crate) fn there_is_another() -> bool {
     std::env::var_os(OTHER).is_some()
@@ -39,9 +47,23 @@ pub(crate) fn go_on(tandem: &Path, report: &Path, seconds: u64, pair: bool) -> R
     guest_disks()?;
     std::fs::create_dir_all(report).with_context(|| format!("cannot make {}", report.display()))?;
     let directory = run_directory("cable")?;
-    let outcome = both(tandem, report, &directory, seconds, pair);
+    let written = directory.join("report");
+    std::fs::create_dir(&written)?;
+    let outcome =
+        both(tandem, &written, &directory, seconds, pair).and_then(|()| copy_files(&written, report));
     let _ = std::fs::remove_dir_all(&directory);
     outcome
+}
+
+fn copy_files(from: &Path, to: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(from)? {
+        let path = entry?.path();
+        if let Some(name) = path.file_name() {
+            std::fs::copy(&path, to.join(name))
+                .with_context(|| format!("cannot write into {}", to.display()))?;
+        }
+    }
+    Ok(())
 }
 
 fn both(tandem: &Path, report: &Path, directory: &Path, seconds: u64, pair: bool) -> Result<()> {
@@ -69,6 +91,7 @@ fn both(tandem: &Path, report: &Path, directory: &Path, seconds: u64, pair: bool
         false => None,
     };
     let mut command = machine(0);
+    command.env(REPORT, report);
     command.arg("--rw").arg(report).arg("--").arg(&this).args(std::env::args_os().skip(1));
     let status = command.status().context("cannot run taskset: install util-linux");
     if let Some(backup) = &mut backup {

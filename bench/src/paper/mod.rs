@@ -70,21 +70,16 @@ pub(crate) struct Args {
 /// # Errors
 /// Nothing runs a Linux guest here, or nothing can be set up.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let kinds =
-        if args.qemu { vec![Kind::Alone, Kind::Pair, Kind::Qemu] } else { vec![Kind::Alone, Kind::Pair] };
-    measure("paper", args, &kinds, Vec::new)
+    let kinds: &[Kind] =
+        if args.qemu { &[Kind::Alone, Kind::Qemu, Kind::Pair] } else { &[Kind::Alone, Kind::Pair] };
+    measure("paper", args, kinds, Vec::new())
 }
 
-/// Measures on these kinds of VMs, in this order, in each turn. `peers` are measured at the end.
+/// Measures on these kinds of VMs, in this order, in each turn. `peers` were measured before.
 ///
 /// # Errors
 /// As [`run`].
-pub(crate) fn measure(
-    bench: &'static str,
-    args: &Args,
-    kinds: &[Kind],
-    peers: impl FnOnce() -> Vec<Peer>,
-) -> Result<()> {
+pub(crate) fn measure(bench: &'static str, args: &Args, kinds: &[Kind], peers: Vec<Peer>) -> Result<()> {
     let turns = args.turns.unwrap_or(if args.quick { 1 } else { 3 });
     ensure!(turns > 0, "nothing to measure");
     if let Some(obstacle) = lab::obstacle() {
@@ -101,7 +96,7 @@ pub(crate) fn measure(
         }
     };
     let time = if args.quick { QUICK } else { FULL };
-    let (sources, cmdline) = sources(&program)?;
+    let (sources, cmdline) = sources()?;
     let pace = if emulated { Pace::EMULATED } else { Pace::NATIVE };
     let packages = std::fs::read_to_string(sources.guest.join("packages")).unwrap_or_default();
     let mut stage = Stage::new(sources, cmdline, pace, machines::there_is_another(), time)?;
@@ -132,10 +127,10 @@ pub(crate) fn measure(
         idle_reason,
         failover: failover.map(|(ms, events)| Failover { ms, events }),
         failover_reason,
-        peers: peers(),
+        peers,
         packages: wanted(&packages),
     };
-    report.write(&args.report)?;
+    report.write(&machines::report_directory(&args.report))?;
     if emulated {
         println!("{EMULATED}");
     }
@@ -149,11 +144,16 @@ pub(crate) fn measure(
 /// # Errors
 /// When it cannot be ordered.
 pub(crate) fn serve() -> Result<()> {
-    let (sources, _) = sources(&Program::tandem()?)?;
+    let (sources, _) = sources()?;
     backup::serve(sources)
 }
 
-fn sources(program: &Program) -> Result<(Sources, String)> {
+/// Where everything is that a VM is started with, and the guest's command line.
+///
+/// # Errors
+/// When something is not made yet.
+pub(crate) fn sources() -> Result<(Sources, String)> {
+    let program = Program::tandem()?;
     let Guest::Linux { kernel, cmdline, .. } = linux::guest()? else { bail!("not a Linux guest") };
     let guest = machines::guest_disks()?;
     Ok((Sources { tandem: program.path().to_owned(), kernel, guest }, cmdline))

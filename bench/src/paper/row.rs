@@ -34,9 +34,6 @@ pub(crate) struct Paper {
     pub(crate) log_mbit_s: f64,
 }
 
-/// Idle virtual machines there logged at most this, in Mbit/s.
-pub(crate) const PAPER_IDLE_LOG: f64 = 1.5;
-
 impl Row {
     /// All, in the order of the paper.
     pub(crate) const ALL: [Self; 6] =

@@ -16,7 +16,7 @@ use tandem_vmm::host::control::Role;
 use tandem_vmm::host::shutdown::Shutdown;
 
 use super::backup::BackupHost;
-use super::config::{Orders, Qemu, config, qemu, qemu_cmdline};
+use super::config::{Orders, config, qemu, qemu_cmdline};
 use super::console::{Lines, Mark, mark, rounds};
 use super::load;
 use super::machine::{Machine, Shared, Sources, look};
@@ -157,7 +157,7 @@ impl Stage {
 
     fn qemu(&self, directory: &Path, orders: &Orders) -> Result<Process> {
         let cmdline = orders.cmdline(&qemu_cmdline(&self.cmdline));
-        let args = qemu(Qemu::Kvm, &self.machine.root(), directory, &cmdline, true);
+        let args = qemu(&self.machine.root(), directory, &cmdline);
         Launch::new("qemu", Path::new("qemu-system-x86_64"))
             .args(args)
             .inside(self.lab.host(Host::Primary))

@@ -46,7 +46,10 @@ impl Turns {
         progress.step(&format!("the {} VM boots", kind.name()));
         let mut vm = match stage.boot(kind, &orders) {
             Ok(vm) => vm,
-            Err(error) => return self.all_failed(kind, asked, &format!("{error:#}")),
+            Err(error) => {
+                progress.say(&format!("{error:#}"));
+                return self.all_failed(kind, asked, &format!("{error:#}"));
+            }
         };
         self.rows(stage, &mut vm, kind, asked, &batch, progress);
         stage.end(vm);

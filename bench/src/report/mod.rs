@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::paper::{Event, Paper, Row, Usage};
 
@@ -63,14 +63,14 @@ pub(crate) struct Failover {
 }
 
 /// Another system's figure.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Peer {
     /// "qemu-icount", "qemu-colo".
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     /// What it says its version is.
     pub(crate) version: String,
     /// What was measured, by name.
-    pub(crate) figures: BTreeMap<&'static str, f64>,
+    pub(crate) figures: BTreeMap<String, f64>,
     /// Why there is nothing, or what is missing.
     pub(crate) reason: Option<String>,
 }
@@ -236,7 +236,7 @@ pub(crate) mod tests {
             }),
             failover_reason: None,
             peers: vec![Peer {
-                name: "qemu-colo",
+                name: "qemu-colo".to_owned(),
                 version: "QEMU 10".to_owned(),
                 figures: BTreeMap::new(),
                 reason: Some("no such option".to_owned()),
