@@ -16,7 +16,8 @@ RUNS ?= 200
 # Of `make fuzz`, for each target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help bench bench-channel bench-linux build demo demo-linux torture fuzz lint kernel initramfs test test-host test-guest test-loom test-linux kmod test-kernel test-kernel-debug test-vmx test-rdma
+.PHONY: help bench bench-channel bench-linux bench-paper bench-peers build demo demo-linux torture fuzz lint kernel initramfs
+.PHONY: test test-host test-guest test-loom test-linux kmod test-kernel test-kernel-debug test-vmx test-rdma
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -59,6 +60,20 @@ bench-linux: ## the figures of a Linux guest; where KVM cannot run one, inside v
 	tests/linux/initramfs
 	@$(CARGO) build --quiet --release --package tandem-vmm --package tandem-bench
 	@$(BUILT)/tandem-bench linux
+
+bench-paper: ## the paper's tables with a Linux guest; QUICK=1: under five minutes; report in target/bench
+	.ci/install kernel
+	tests/linux/build-kernel
+	tests/linux/bench-guest
+	@$(CARGO) build --quiet --release --package tandem-vmm --package tandem-bench
+	@$(BUILT)/tandem-bench paper --qemu $(if $(QUICK),--quick)
+
+bench-peers: ## the same guest on QEMU: same KVM, and its recorder; QUICK=1 for a short run
+	.ci/install kernel
+	tests/linux/build-kernel
+	tests/linux/bench-guest
+	@$(CARGO) build --quiet --release --package tandem-vmm --package tandem-bench
+	@$(BUILT)/tandem-bench peers $(if $(QUICK),--quick)
 
 fuzz: ## FUZZ_SECONDS=60 for each fuzz target; needs cargo-fuzz and a nightly compiler
 	tests/fuzz $(FUZZ_SECONDS)
