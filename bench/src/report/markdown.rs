@@ -53,7 +53,7 @@ fn write(text: &mut String, report: &Report, pictures: &[String]) -> std::fmt::R
     writeln!(text, "## Idle and failover\n")?;
     match (report.idle_log_mbit_s, &report.idle_reason) {
         (Some(rate), _) => {
-            writeln!(text, "- log of an idle guest: {rate:.3} Mbit/s (the paper: 0.5 to 1.5)")?
+            writeln!(text, "- log of an idle guest: {rate:.3} Mbit/s (the paper: 0.5 to 1.5)")?;
         }
         (None, reason) => writeln!(text, "- idle log: {}", reason.as_deref().unwrap_or("not asked for"))?,
     }

@@ -36,7 +36,7 @@ pub(super) fn survive(bed: &Bed, pair: &mut Pair, say: &Story, verdict: &mut Ver
     let within = |reports| {
         watches.then(|| Within::ask(bed.lab.client(), bed.server(), reports, bed.patience(5.0))).transpose()
     };
-    let reports = within(None)?.map(|within| within.reports);
+    let seen_before = within(None)?;
     drop(step);
 
     let before = client.acked();
@@ -51,7 +51,7 @@ pub(super) fn survive(bed: &Bed, pair: &mut Pair, say: &Story, verdict: &mut Ver
     bed.pause(Duration::from_millis(200) * bed.spec.pace.patience.min(5))?;
     drop(step);
     // One report may have been on its way at the kill.
-    let within = within(reports.map(|reports| reports + 1));
+    let within = within(seen_before.map(|within| within.reports + 1));
     let acked = client.acked();
     let step = say.step("every key is read back")?;
     let report = client.finish()?;
@@ -89,7 +89,10 @@ pub(super) fn survive(bed: &Bed, pair: &mut Pair, say: &Story, verdict: &mut Ver
     let survivor = pair.backup.status()?;
     tell_survivor(say, &survivor)?;
     verdict.verdict = judge(&report, &survivor, verdict)
-        .or_else(|| judge_clocks(&clock, within.as_ref(), outage.unwrap_or_default() + bed.patience(HELD_UP)))
+        .or_else(|| {
+            let longest = outage.unwrap_or_default() + bed.patience(HELD_UP);
+            judge_clocks(&clock, within.zip(seen_before), longest)
+        })
         .unwrap_or_else(|| "ok".to_owned());
     Ok(())
 }
@@ -146,8 +149,9 @@ fn judge(report: &Report, survivor: &Status, verdict: &Verdict) -> Option<String
     None
 }
 
-/// What is wrong with the guest's clocks, if anything. `longest`: how far one may jump.
-fn judge_clocks(clock: &ClockReport, within: Option<&Within>, longest: Duration) -> Option<String> {
+/// What is wrong with the guest's clocks, if anything. `within`: in the end, and before the kill. `longest`: how far one
+/// may jump, on top of what a host that is busy made it jump before.
+fn judge_clocks(clock: &ClockReport, within: Option<(Within, Within)>, longest: Duration) -> Option<String> {
     if clock.readings < 2 {
         return Some("the guest's clock could not be read".to_owned());
     }
@@ -157,8 +161,8 @@ fn judge_clocks(clock: &ClockReport, within: Option<&Within>, longest: Duration)
     if clock.ahead > longest {
         return Some(format!("the guest's clock got ahead of ours by {:?}", clock.ahead));
     }
-    let clocks = within.map(Within::clocks).unwrap_or_default();
-    clocks.into_iter().filter(|(name, _)| !name.is_empty()).find_map(|(name, seen)| {
+    let (within, before) = within?;
+    within.clocks().into_iter().zip(before.clocks()).find_map(|((name, seen), (_, before))| {
         if seen.readings < 2 {
             return Some(format!("{name} was not read in the guest"));
         }
@@ -166,7 +170,10 @@ fn judge_clocks(clock: &ClockReport, within: Option<&Within>, longest: Duration)
             return Some(format!("{name} went back by {} ns in the guest", seen.back));
         }
         let step = Duration::from_nanos(seen.step);
-        (step > longest).then(|| format!("{name} jumped by {step:?} in the guest"))
+        let held_up = Duration::from_nanos(before.step);
+        (step > longest + held_up * 2).then(|| {
+            format!("{name} jumped by {step:?} in the guest, by {held_up:?} at most before the kill")
+        })
     })
 }
 
@@ -182,7 +189,8 @@ mod tests {
         let seen = Seen { readings: 9, back: 0, step: 900_000_000 };
         let within = Within { reports: 2, monotonic: seen, real: seen, tsc: seen };
         assert_eq!(judge_clocks(&clock, None, second), None);
-        assert_eq!(judge_clocks(&clock, Some(&within), second), None);
+        let before = Within { reports: 1, ..Within::default() };
+        assert_eq!(judge_clocks(&clock, Some((within, before)), second), None);
         let wrong = [
             (ClockReport { back: second, ..clock }, within),
             (ClockReport { ahead: second * 2, ..clock }, within),
@@ -191,7 +199,9 @@ mod tests {
             (clock, Within { real: Seen { readings: 0, ..seen }, ..within }),
         ];
         for (clock, within) in wrong {
-            assert!(judge_clocks(&clock, Some(&within), second).is_some(), "{clock:?} {within:?}");
+            assert!(judge_clocks(&clock, Some((within, before)), second).is_some(), "{clock:?} {within:?}");
         }
+        let jumped = Within { real: Seen { step: 2_500_000_000, ..seen }, ..within };
+        assert_eq!(judge_clocks(&clock, Some((jumped, within)), second), None, "the host was as busy before");
     }
 }
