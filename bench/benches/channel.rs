@@ -10,7 +10,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 use tandem_logchan::ack::AckState;
-use tandem_logchan::backup;
+use tandem_logchan::backup::{self, LogReader, LogReceiver};
 use tandem_logchan::codec::{Encoder, access};
 use tandem_logchan::frame::{Flags, Frame, Header, Kind};
 use tandem_logchan::primary::{AckReceiver, LogSender};
@@ -79,9 +79,17 @@ fn one_thread(
     (send, receive, duplex): (impl SendHalf, impl ReceiveHalf, impl Duplex),
 ) {
     let state = Arc::new(AckState::new());
-    let mut sender = LogSender::new(send, 1, state.clone());
-    let mut acks = AckReceiver::new(receive, 1, state);
-    let (mut receiver, mut reader) = backup::pair(duplex, 1, 0);
+    let sender = LogSender::new(send, 1, state.clone());
+    round_trip(c, name, sender, AckReceiver::new(receive, 1, state), backup::pair(duplex, 1, 0));
+}
+
+fn round_trip<D: Duplex>(
+    c: &mut Criterion,
+    name: &str,
+    mut sender: LogSender<impl SendHalf>,
+    mut acks: AckReceiver<impl ReceiveHalf>,
+    (mut receiver, mut reader): (LogReceiver<D>, LogReader),
+) {
     let value = batch(0);
     c.bench_function(name, |b| {
         b.iter(|| {
@@ -107,5 +115,56 @@ fn round_trips(c: &mut Criterion) {
     one_thread(c, "ack round trip, TCP over io_uring, one thread", (send, receive, duplex));
 }
 
-criterion_group!(benches, codec, rings, round_trips);
+/// Over the first RDMA device of this host that has an address, from it to itself.
+#[cfg(feature = "rdma")]
+#[allow(clippy::print_stdout, reason = "what is skipped says so")]
+fn rdma_round_trip(c: &mut Criterion) {
+    use std::net::IpAddr;
+    use tandem_logchan::channel::{self, Link};
+    use tandem_logchan::codec::SchemaDigest;
+    use tandem_logchan::handshake::{Hello, Identity, PreSharedKey, Side};
+    use tandem_logchan::transport::rdma::{Completion, RdmaConfig, loopback, ports};
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let ports = ports().unwrap_or_default();
+    let own = ports.iter().filter(|port| port.active).flat_map(|port| &port.gids);
+    let own =
+        own.filter_map(|gid| gid.parse::<IpAddr>().ok()).find(|address| loopback(*address, PATIENCE).is_ok());
+    let Some(address) = own else {
+        println!(
+            "skipped: ack round trip over RDMA: no RDMA device of this host answers itself (tandem check)"
+        );
+        return;
+    };
+    for (name, completion) in [("events", Completion::Events), ("busy", Completion::Busy)] {
+        let listener = TcpListener::bind((address, 0)).unwrap();
+        let here = listener.local_addr().unwrap();
+        let link = Link::Rdma(RdmaConfig { completion, patience: PATIENCE, ..RdmaConfig::default() });
+        let key = || PreSharedKey::new([7; 32]);
+        let hello = |side| Hello {
+            side,
+            generation: 1,
+            encrypt: false,
+            schema: SchemaDigest::of("bench"),
+            identity: Identity::builder().build(),
+        };
+        let backup = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            channel::backup(stream, hello(Side::Backup), &key(), &link, PATIENCE, 0).unwrap()
+        });
+        let stream = tcp::connect(here, PATIENCE).unwrap();
+        let primary = channel::primary(stream, hello(Side::Primary), &key(), &link, PATIENCE).unwrap();
+        let backup = backup.join().unwrap();
+        let name = format!("ack round trip, RDMA to itself, {name}, one thread");
+        round_trip(c, &name, primary.sender, primary.acks, (backup.receiver, backup.reader));
+    }
+}
+
+#[cfg(not(feature = "rdma"))]
+#[allow(clippy::print_stdout, reason = "what is skipped says so")]
+fn rdma_round_trip(_: &mut Criterion) {
+    println!("skipped: ack round trip over RDMA: cargo bench -p tandem-bench --features rdma");
+}
+
+criterion_group!(benches, codec, rings, round_trips, rdma_round_trip);
 criterion_main!(benches);
