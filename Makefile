@@ -52,7 +52,7 @@ bench: ## the figures, as ratios: the log channel, and the pair against the same
 bench-channel: ## the log channel: against iperf3 and a bare ping-pong, the output delay of a pair; and RDMA where it is installed
 	.ci/install bench
 	@$(CARGO) build --quiet --release --package tandem-vmm --package tandem-bench
-	@$(BUILT)/tandem-bench channel $(if $(RDMA),--rdma)
+	@$(BUILT)/tandem-bench channel --option-turns 5 --picture $(BUILT)/output-delay.svg $(if $(RDMA),--rdma)
 
 bench-linux: ## the figures of a Linux guest; where KVM cannot run one, inside virtme-ng
 	.ci/install kernel

@@ -14,6 +14,7 @@ use rkyv::{Archive, Serialize};
 use serde::Serialize as Json;
 use std::collections::BTreeMap;
 use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tandem_logchan::ack::{ACK_FRAME_LEN, AckState};
@@ -30,6 +31,7 @@ use crate::pingpong::PingPong;
 mod iperf;
 mod options;
 mod output;
+mod picture;
 mod rdma_ratio;
 mod throughput;
 
@@ -59,6 +61,9 @@ pub(crate) struct Args {
     /// Pairs per load for the output delay; 0 for none.
     #[arg(long, default_value_t = 3)]
     pairs: u32,
+    /// Where to draw the output delay's stages (SVG).
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
     /// Turns of the io_uring transport's options.
     #[arg(long, default_value_t = 0)]
     option_turns: u32,
@@ -213,6 +218,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         turns => output::measure(turns)?,
     };
     tell_delays(delays.as_deref().unwrap_or_default());
+    if let (Some(file), Ok(rows)) = (&args.picture, &delays) {
+        std::fs::write(file, picture::svg(rows))
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        println!("drawn: {}", file.display());
+    }
     let worst = |of: fn(&output::Row) -> f64| {
         delays.as_ref().map(|rows| rows.iter().map(of).fold(0.0, f64::max)).map_err(Clone::clone)
     };

@@ -41,17 +41,23 @@ pub(super) fn measure(turns: u32, trips: u32, backup_core: usize) -> Result<Vec<
         return Ok(Vec::new());
     }
     let mut figures = options().map(|_| [Vec::new(), Vec::new(), Vec::new(), Vec::new()]);
-    for _ in 0..turns {
-        let mut first = None;
-        for ((_, config), [trip, over, rate, more]) in options().iter().zip(&mut figures) {
+    for turn in 0..turns as usize {
+        // Each turn begins with another one: who comes first finds the caches cold.
+        let mut this = options().map(|_| (0.0, 0.0));
+        for at in 0..this.len() {
+            let at = (turn + at) % this.len();
+            let (_, config) = &options()[at];
             let mut channel = Channel::open(backup_core, config)?;
             for _ in 0..trips / 10 {
                 channel.trip()?;
             }
             let times: Vec<f64> =
                 (0..trips).map(|_| Ok(channel.trip()?.as_secs_f64() * 1e6)).collect::<Result<_>>()?;
-            let (time, gbit_s) = (median(times), channel.fill(ENTRY, Duration::from_millis(250))?);
-            let base = *first.get_or_insert((time, gbit_s));
+            channel.fill(ENTRY, Duration::from_millis(50))?;
+            this[at] = (median(times), channel.fill(ENTRY, Duration::from_millis(250))?);
+        }
+        let base = this[0];
+        for ((time, gbit_s), [trip, over, rate, more]) in this.into_iter().zip(&mut figures) {
             trip.push(time);
             over.push(time / base.0);
             rate.push(gbit_s);
