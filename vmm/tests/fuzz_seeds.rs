@@ -19,6 +19,7 @@ use tandem_vmm::machine::time::VirtualTime;
 use tandem_vmm::replay::batch::ArchivedBatch;
 use tandem_vmm::replay::builder::BatchBuilder;
 use tandem_vmm::replay::player::Player;
+use tandem_vmm::replay::shipped::LINE;
 use tandem_vmm::replay::stop::StopImage;
 
 /// The first byte tells the fuzzer's target what to make of the rest.
@@ -36,7 +37,13 @@ fn stop_image() -> StopImage {
         msrs: vec![(0x277, 0x0007_0406_0007_0406)],
         captured: CapturedState { tsc: 5120, tsc_aux: 1, digest: 7 },
     };
-    StopImage { vcpu, pages: vec![3, 9], contents: vec![7; 2 * PAGE_SIZE] }
+    StopImage {
+        vcpu,
+        part: 0,
+        pages: vec![3, 9],
+        changed: vec![u64::MAX, 1],
+        lines: vec![7; PAGE_SIZE + LINE],
+    }
 }
 
 fn header(kind: Kind, sequence: u64) -> Header {
@@ -88,7 +95,7 @@ fn seeds_are_of_todays_format() {
     let image = stop_image();
     check("stop_image/packed", &seed(0, &image.pack(true).unwrap()));
     // Unpacked, and small enough that changes hit what matters.
-    let small = StopImage { pages: Vec::new(), contents: Vec::new(), ..image };
+    let small = StopImage { pages: Vec::new(), changed: Vec::new(), lines: Vec::new(), ..image };
     check("stop_image/archive", &seed(1, &rkyv::to_bytes::<Error>(&small).unwrap()));
 }
 

@@ -7,6 +7,7 @@
 use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
 use tandem_vmm::machine::memory::GuestRam;
+use tandem_vmm::replay::shipped::Shipped;
 use tandem_vmm::replay::stop::{StopCounts, StopImage};
 
 static RAM: LazyLock<GuestRam> = LazyLock::new(|| GuestRam::new(2 << 20).expect("memory"));
@@ -16,7 +17,7 @@ fuzz_target!(|input: &[u8]| {
     let image = if mode & 1 == 0 { StopImage::unpack(bytes) } else { StopImage::from_archive(bytes) };
     let Ok(image) = image else { return };
     let mut counts = StopCounts::default();
-    if image.load_pages(&RAM, &mut counts).is_ok() {
+    if image.load_pages(&RAM, &mut Shipped::default(), &mut counts).is_ok() {
         assert_eq!(counts.pages, image.pages.len() as u64);
     }
     std::hint::black_box(image.vcpu.general().is_ok());

@@ -17,6 +17,7 @@ use tandem_vmm::machine::virtio::rng::Rng;
 use tandem_vmm::replay::batch::ArchivedBatch;
 use tandem_vmm::replay::captured::Captured;
 use tandem_vmm::replay::player::{Event, Player};
+use tandem_vmm::replay::shipped::Shipped;
 use tandem_vmm::replay::stop::{StopCounts, StopImage};
 
 /// Bytes of its guest's memory.
@@ -29,6 +30,7 @@ pub struct Backup {
     player: Player,
     captured: Captured,
     point: u64,
+    shipped: Shipped,
     stops: StopCounts,
 }
 
@@ -44,7 +46,7 @@ impl Backup {
         ];
         let board = Board::new(facts.wall_clock, &ram, devices, false).expect("four slots");
         let (player, captured) = (Player::new(0, VirtualTime::ZERO), Captured::new(0));
-        Self { ram, board, player, captured, point: 0, stops: StopCounts::default() }
+        Self { ram, board, player, captured, point: 0, shipped: Shipped::default(), stops: StopCounts::default() }
     }
 
     /// Reads a batch and applies what is in it. `None`: it was refused.
@@ -62,7 +64,7 @@ impl Backup {
                 }
                 Event::ForcedStop { image, captured: _ } => {
                     let image = StopImage::unpack(image).ok()?;
-                    image.load_pages(&self.ram, &mut self.stops).ok()?;
+                    image.load_pages(&self.ram, &mut self.shipped, &mut self.stops).ok()?;
                     std::hint::black_box(image.vcpu.general().is_ok());
                 }
             }

@@ -199,7 +199,7 @@ impl Machine {
             seed: config.seed,
         };
         boot::load(ram.memory(), vcpu.fd(), &image)?;
-        let (dirty, shadow_paging) = (DirtyLog::new(&ram), config.shadow_paging);
+        let dirty = DirtyLog::new(&vm, &ram).map_err(kvm("KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2"))?;
         Ok(Self {
             capture,
             counted: 0,
@@ -212,7 +212,7 @@ impl Machine {
             idle_read: None,
             cpuid,
             command_line,
-            shadow_paging,
+            shadow_paging: config.shadow_paging,
             ram,
         })
     }

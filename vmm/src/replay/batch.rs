@@ -11,7 +11,7 @@ pub use super::entry::{ArchivedEntry, DISK_FAILED, Entry};
 /// What the archive layout is; goes into the handshake. Change it whenever a type below changes.
 pub const SCHEMA: &str = "batch-2 {base:u64 horizon:u64 time:u64 digest:u64 entries:[time{at,ns} \
     time-long{at,lo,hi} packet{at,nic,start,len} disk{at,tag,start,len,tag_high,disk} serial{at,start,len} \
-    console{at,start,len} stop{at,start,len,captured}] blob:[u8] captured:[u8]} stop-image-2 vcpu-image-2";
+    console{at,start,len} stop{at,start,len,captured}] blob:[u8] captured:[u8]} stop-image-3 vcpu-image-2";
 
 /// A run of the log.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]

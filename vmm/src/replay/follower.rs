@@ -15,6 +15,7 @@ use super::captured::Captured;
 use super::divergence::{Difference, Divergence};
 use super::player::{Event, LogError, Player};
 use super::run::{Driver, Flow, Phase, Run};
+use super::shipped::Shipped;
 use super::stop::{PART_PAGES, StopCounts, StopError, is_last, load};
 use super::trace::ExitRecord;
 
@@ -83,6 +84,8 @@ pub struct Follower<B, O> {
     compared: bool,
     /// Parts of a forced stop whose last has not come yet. They count only together.
     parts: Vec<Vec<u8>>,
+    /// What forced stops have shipped so far.
+    shipped: Shipped,
     /// Forced stops applied.
     pub stops: StopCounts,
 }
@@ -115,6 +118,7 @@ where
             begun: false,
             compared: true,
             parts: Vec::new(),
+            shipped: Shipped::default(),
             stops: StopCounts::default(),
         }
     }
@@ -269,7 +273,7 @@ where
                             self.captured.skip(captured.into()).map_err(|at| LogError::Captured { at })?;
                             run.skip_captured(captured.into());
                             let parts = self.parts.iter().map(Vec::as_slice).chain([image]);
-                            load(parts, &mut run.machine, &mut self.stops)?;
+                            load(parts, &mut run.machine, &mut self.shipped, &mut self.stops)?;
                             self.parts.clear();
                             run.replace_entry();
                             return Ok(Flow::Continue);

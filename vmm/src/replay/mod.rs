@@ -21,6 +21,9 @@ pub mod divergence;
 /// Follows a log.
 pub mod follower;
 
+/// Pages that the guest writes again and again.
+pub mod hot_pages;
+
 /// Sums of guest memory, fine enough to name the place of a difference.
 pub mod memory_sum;
 
@@ -38,6 +41,9 @@ pub mod recorder;
 
 /// The loop that drives a machine from exit to exit.
 pub mod run;
+
+/// What was last shipped of the pages of forced stops.
+pub mod shipped;
 
 /// Forced stops: the state that is shipped when the guest computes without an exit.
 pub mod stop;

@@ -14,9 +14,10 @@ use crate::machine::vm::MachineError;
 
 use super::batch::{Batch, Traffic};
 use super::builder::BatchBuilder;
+use super::hot_pages::HotPages;
 use super::output_commit::{self, Ahead, Debt};
 use super::run::{Driver, Flow, Phase, Run};
-use super::stop::{ResetPolicy, StopCounts, StopError, Stopped};
+use super::stop::{Packer, ResetPolicy, StopCounts, StopError, Stopped};
 use super::stop_pace::StopPace;
 use super::trace::ExitRecord;
 
@@ -113,6 +114,8 @@ pub struct Recorder<I, L> {
     builder: BatchBuilder,
     pace: Pace,
     resets: ResetPolicy,
+    hot: HotPages,
+    packer: Packer,
     stop_pace: StopPace,
     /// The point at which the guest was last interrupted, and the CPU time then.
     computing: (u64, u64),
@@ -148,6 +151,8 @@ where
             builder: BatchBuilder::new(run.point(), run.machine.now(), run.machine.tsc()),
             pace,
             resets: ResetPolicy::new(now),
+            hot: HotPages::default(),
+            packer: Packer::default(),
             stop_pace: StopPace::default(),
             computing: (u64::MAX, 0),
             last_point: now,
@@ -266,7 +271,7 @@ where
     fn force_stop(&mut self, run: &mut Run, now: u64, cpu: u64) -> Result<(), L::Error> {
         self.stop_pace.begins(cpu);
         if self.log.enabled() {
-            let stopped = Stopped::capture(&mut run.machine)?;
+            let stopped = Stopped::capture(&mut run.machine, &mut self.hot)?;
             // As the backup will: what the CPU has cached of the guest's page tables, and what cannot be seen in
             // the image, is then equally forgotten on both sides.
             run.machine.load_vcpu(stopped.vcpu())?;
@@ -274,9 +279,9 @@ where
             self.stops.pages += stopped.pages() as u64;
             self.stops.raw_bytes += (stopped.pages() * PAGE_SIZE) as u64;
             for part in 0..stopped.parts() {
-                let packed = stopped.pack(part, run.machine.ram())?;
+                let packed = self.packer.part(&stopped, part, run.machine.ram())?;
                 self.stops.packed_bytes += packed.len() as u64;
-                self.builder.forced_stop(run.point() + 1, &packed, run.captured_since());
+                self.builder.forced_stop(run.point() + 1, packed, run.captured_since());
                 if part + 1 < stopped.parts() && self.builder.must_seal(run.point()) {
                     self.commit_at(run, run.point())?;
                 }
@@ -323,7 +328,7 @@ where
             self.apply(run, now)?;
         }
         if self.log.enabled() && self.resets.due(now.as_nanos()) {
-            run.machine.reset_dirty_log().map_err(L::Error::from)?;
+            run.machine.reset_dirty_log(|written| self.hot.look(written)).map_err(L::Error::from)?;
         }
         self.bind_outputs(run);
         Ok(Flow::Continue)

@@ -3,18 +3,23 @@
 //! The primary stops the guest anywhere and ships its registers and every page that the guest may have
 //! written since the backup's last known state; the backup, halted at the last exit, loads them. The
 //! page set is what KVM's dirty log has collected since its last reset, which lies at or before that
-//! exit: a superset of what is needed. `ResetPolicy` keeps it small.
+//! exit: a superset of what is needed. `ResetPolicy` keeps it small, [`HotPages`] keeps it cheap. Of each page the
+//! lines travel that are not as they were last shipped ([`Shipped`]).
 //!
 //! A guest that has written much is shipped in parts, each small enough for a frame of the log. They count
 //! only together: a backup whose log ends between two of them goes on from the exit before.
 
 use rkyv::rancor::Error as RkyvError;
+use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::machine::cpu::image::VcpuImage;
 use crate::machine::memory::{GuestRam, MemoryError, PAGE_SIZE};
 use crate::machine::vm::{Machine, MachineError};
+
+use super::hot_pages::HotPages;
+use super::shipped::{LINE, Shipped};
 
 /// Pages in one part of a forced stop: 1 MiB.
 pub const PART_PAGES: usize = 256;
@@ -36,15 +41,19 @@ pub struct Stopped {
     pages: Vec<u64>,
 }
 
-/// One part of it, with the pages' contents.
+/// One part of it, with what the pages contain.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub struct StopImage {
     /// The vCPU; empty in all parts but the last.
     pub vcpu: VcpuImage,
-    /// Numbers of the pages that follow.
+    /// Parts of forced stops before this one, of all that this recorder has made.
+    pub part: u64,
+    /// Numbers of the pages.
     pub pages: Vec<u64>,
-    /// Their contents, one after the other.
-    pub contents: Vec<u8>,
+    /// Of each page, the lines that are not as last shipped, a bit each.
+    pub changed: Vec<u64>,
+    /// These lines, one after the other.
+    pub lines: Vec<u8>,
 }
 
 /// A stop image that cannot be made or used.
@@ -77,14 +86,14 @@ pub struct StopCounts {
 }
 
 impl Stopped {
-    /// Captures the machine, which stands between two instructions, with all pages dirtied since the
-    /// last reset of the dirty log; resets the log.
+    /// Captures the machine, which stands between two instructions, with all pages in the dirty log; resets
+    /// the log, but for those that are `hot`.
     ///
     /// # Errors
     /// When KVM fails.
-    pub fn capture(machine: &mut Machine) -> Result<Self, StopError> {
+    pub fn capture(machine: &mut Machine, hot: &mut HotPages) -> Result<Self, StopError> {
         let vcpu = machine.capture_vcpu()?;
-        Ok(Self { vcpu, pages: machine.take_dirty_pages()? })
+        Ok(Self { vcpu, pages: machine.take_dirty_pages(|written| hot.look(written))? })
     }
 
     /// The vCPU's state.
@@ -104,20 +113,39 @@ impl Stopped {
     pub const fn parts(&self) -> usize {
         if self.pages.is_empty() { 1 } else { self.pages.len().div_ceil(PART_PAGES) }
     }
+}
 
-    /// Packs part `number`, of the machine's memory as it is.
+/// Packs the stops of one recorder, one after the other, in memory that is used again.
+#[derive(Debug, Default)]
+pub struct Packer {
+    shipped: Shipped,
+    image: StopImage,
+    archive: AlignedVec,
+    packed: Vec<u8>,
+}
+
+impl Packer {
+    /// Packs part `number` of a stop, of the machine's memory as it is. Every part of every stop, in order.
     ///
     /// # Errors
     /// When memory cannot be read.
-    pub fn pack(&self, number: usize, ram: &GuestRam) -> Result<Vec<u8>, StopError> {
-        let last = number + 1 >= self.parts();
-        let pages = self.pages.chunks(PART_PAGES).nth(number).unwrap_or_default();
-        let mut contents = vec![0; pages.len() * PAGE_SIZE];
-        for (number, page) in pages.iter().zip(contents.as_chunks_mut::<PAGE_SIZE>().0) {
-            ram.read_page(*number, page)?;
+    pub fn part(&mut self, stopped: &Stopped, number: usize, ram: &GuestRam) -> Result<&[u8], StopError> {
+        let last = number + 1 >= stopped.parts();
+        let image = &mut self.image;
+        image.vcpu = if last { stopped.vcpu.clone() } else { VcpuImage::default() };
+        image.part = self.shipped.parts();
+        image.pages.clear();
+        image.changed.clear();
+        image.lines.clear();
+        image.pages.extend_from_slice(stopped.pages.chunks(PART_PAGES).nth(number).unwrap_or_default());
+        let mut page = [0; PAGE_SIZE];
+        for number in &image.pages {
+            ram.read_page(*number, &mut page)?;
+            image.changed.push(self.shipped.ship(*number, &page, &mut image.lines));
         }
-        let vcpu = if last { self.vcpu.clone() } else { VcpuImage::default() };
-        StopImage { vcpu, pages: pages.to_vec(), contents }.pack(last)
+        self.shipped.next_part();
+        let len = image.pack_into(last, &mut self.archive, &mut self.packed)?;
+        Ok(&self.packed[..len])
     }
 }
 
@@ -137,18 +165,34 @@ impl StopImage {
     /// # Errors
     /// When it has more pages than a part may have.
     pub fn pack(&self, last: bool) -> Result<Vec<u8>, StopError> {
-        let bytes = rkyv::to_bytes::<RkyvError>(self).map_err(|_| StopError::Damaged("not archivable"))?;
-        if bytes.len() > PART_LIMIT {
+        let mut packed = Vec::new();
+        let len = self.pack_into(last, &mut AlignedVec::new(), &mut packed)?;
+        packed.truncate(len);
+        Ok(packed)
+    }
+
+    /// As [`StopImage::pack`], by way of `archive` to the front of `packed`. Returns the length.
+    fn pack_into(
+        &self,
+        last: bool,
+        archive: &mut AlignedVec,
+        packed: &mut Vec<u8>,
+    ) -> Result<usize, StopError> {
+        archive.clear();
+        let written = rkyv::api::high::to_bytes_in::<_, RkyvError>(self, std::mem::take(archive));
+        *archive = written.map_err(|_| StopError::Damaged("not archivable"))?;
+        if archive.len() > PART_LIMIT {
             return Err(StopError::Damaged("too many pages"));
         }
-        let mark = if last { mark::LAST } else { mark::MORE };
-        let mut packed = vec![0; 1 + 4 + lz4_flex::block::get_maximum_output_size(bytes.len())];
-        packed[0] = mark;
-        packed[1..5].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
-        let len = lz4_flex::block::compress_into(&bytes, &mut packed[5..])
+        let room = 1 + 4 + lz4_flex::block::get_maximum_output_size(archive.len());
+        if packed.len() < room {
+            packed.resize(room, 0);
+        }
+        packed[0] = if last { mark::LAST } else { mark::MORE };
+        packed[1..5].copy_from_slice(&(archive.len() as u32).to_le_bytes());
+        let len = lz4_flex::block::compress_into(archive, &mut packed[5..])
             .map_err(|_| StopError::Damaged("not compressible"))?;
-        packed.truncate(5 + len);
-        Ok(packed)
+        Ok(5 + len)
     }
 
     /// Unpacks a part.
@@ -175,21 +219,36 @@ impl StopImage {
         aligned.extend_from_slice(bytes);
         let image = rkyv::from_bytes::<Self, RkyvError>(&aligned)
             .map_err(|_| StopError::Damaged("not a valid archive"))?;
-        if image.contents.len() != image.pages.len() * PAGE_SIZE {
-            return Err(StopError::Damaged("pages and contents do not match"));
+        let lines: usize = image.changed.iter().map(|changed| changed.count_ones() as usize).sum();
+        if image.changed.len() != image.pages.len() || image.lines.len() != lines * LINE {
+            return Err(StopError::Damaged("pages and lines do not match"));
         }
         Ok(image)
     }
 
-    /// Loads the pages into memory. Whether any was not there already.
+    /// Loads the pages into memory. Whether any was not there already. `shipped` has seen every part before
+    /// this one, and no other.
     ///
     /// # Errors
-    /// When a page lies outside it.
-    pub fn load_pages(&self, ram: &GuestRam, counts: &mut StopCounts) -> Result<bool, StopError> {
+    /// When a page lies outside it, or parts are missing.
+    pub fn load_pages(
+        &self,
+        ram: &GuestRam,
+        shipped: &mut Shipped,
+        counts: &mut StopCounts,
+    ) -> Result<bool, StopError> {
+        if self.part != shipped.parts() {
+            return Err(StopError::Damaged("a part before it is missing"));
+        }
+        shipped.next_part();
         let mut old = [0; PAGE_SIZE];
         let mut replaced = false;
-        for (number, page) in self.pages.iter().zip(self.contents.as_chunks::<PAGE_SIZE>().0) {
+        let mut lines = self.lines.as_chunks::<LINE>().0;
+        for (number, changed) in self.pages.iter().zip(&self.changed) {
             ram.read_page(*number, &mut old)?;
+            let page = shipped
+                .receive(*number, *changed, &mut lines)
+                .ok_or(StopError::Damaged("pages and lines do not match"))?;
             if old == *page {
                 counts.already_there += 1;
             } else {
@@ -198,18 +257,20 @@ impl StopImage {
             }
         }
         counts.pages += self.pages.len() as u64;
-        counts.raw_bytes += self.contents.len() as u64;
+        counts.raw_bytes += (self.pages.len() * PAGE_SIZE) as u64;
         Ok(replaced)
     }
 }
 
-/// Loads a whole stop, all its parts in order, into a machine that stands at the exit before it.
+/// Loads a whole stop, all its parts in order, into a machine that stands at the exit before it. `shipped` has seen
+/// all stops before, and no other.
 ///
 /// # Errors
 /// When a part is damaged, a page lies outside memory, or KVM refuses the registers.
 pub fn load<'a>(
     parts: impl IntoIterator<Item = &'a [u8]>,
     machine: &mut Machine,
+    shipped: &mut Shipped,
     counts: &mut StopCounts,
 ) -> Result<(), StopError> {
     // First: an unfinished exit would write its answer over what is loaded.
@@ -217,7 +278,7 @@ pub fn load<'a>(
     let (mut vcpu, mut replaced) = (None, false);
     for packed in parts {
         let image = StopImage::unpack(packed)?;
-        replaced |= image.load_pages(machine.ram(), counts)?;
+        replaced |= image.load_pages(machine.ram(), shipped, counts)?;
         counts.packed_bytes += packed.len() as u64;
         vcpu = Some(image.vcpu);
     }
@@ -294,8 +355,10 @@ mod tests {
     fn images_survive_packing_and_damage_is_an_error() {
         let image = StopImage {
             vcpu: VcpuImage { regs: vec![1; 144], ..VcpuImage::default() },
+            part: 0,
             pages: vec![3, 9],
-            contents: vec![7; 2 * PAGE_SIZE],
+            changed: vec![u64::MAX, 1],
+            lines: vec![7; PAGE_SIZE + LINE],
         };
         let packed = image.pack(true).unwrap();
         assert!(packed.len() < 400, "{}", packed.len());
@@ -328,15 +391,17 @@ mod tests {
         let stopped = Stopped { vcpu, pages: numbers.clone() };
         assert_eq!((stopped.parts(), stopped.pages()), (3, numbers.len()));
         let copy = GuestRam::new(16 << 20).unwrap();
+        let (mut packer, mut shipped) = (Packer::default(), Shipped::default());
         let mut counts = StopCounts::default();
         let mut loaded = Vec::new();
         for number in 0..stopped.parts() {
-            let packed = stopped.pack(number, &ram).unwrap();
+            let packed = packer.part(&stopped, number, &ram).unwrap();
             assert!(packed.len() < 2 << 20, "{}", packed.len());
-            assert_eq!(is_last(&packed), Some(number == 2));
-            let part = StopImage::unpack(&packed).unwrap();
+            assert_eq!(is_last(packed), Some(number == 2));
+            let part = StopImage::unpack(packed).unwrap();
             assert_eq!(part.vcpu == stopped.vcpu, number == 2);
-            part.load_pages(&copy, &mut counts).unwrap();
+            part.load_pages(&copy, &mut shipped, &mut counts).unwrap();
+            assert!(part.load_pages(&copy, &mut shipped, &mut counts).is_err(), "a part counts once");
             loaded.extend(part.pages);
         }
         assert_eq!(loaded, numbers);
@@ -349,6 +414,6 @@ mod tests {
         }
         let nothing = Stopped::default();
         assert_eq!(nothing.parts(), 1);
-        assert_eq!(is_last(&nothing.pack(0, &ram).unwrap()), Some(true));
+        assert_eq!(is_last(packer.part(&nothing, 0, &ram).unwrap()), Some(true));
     }
 }

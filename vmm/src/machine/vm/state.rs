@@ -4,7 +4,6 @@ use super::{Exit, Machine, MachineError, kvm};
 use crate::machine::cpu::image::{CapturedState, VcpuImage};
 use crate::machine::cpu::shadow;
 use crate::machine::cpu::vcpu::Entered;
-use crate::machine::memory::PAGE_SIZE;
 
 impl Machine {
     /// Completes the last exit, so that the vCPU stands between two instructions.
@@ -52,34 +51,25 @@ impl Machine {
         unsafe { shadow::drop_shadow(&self.vm, slot.host_address) }.map_err(kvm("KVM_SET_USER_MEMORY_REGION"))
     }
 
-    /// Numbers of the pages that the guest has written since the last call or reset, and resets the log.
+    /// Numbers of the pages that the guest may have written since each was protected last. `choose` reduces them, a
+    /// bit each, to those that are protected now (Linux 5.1 and later; others protect all).
     ///
     /// # Errors
     /// When KVM fails or dirty logging is off.
-    pub fn take_dirty_pages(&mut self) -> Result<Vec<u64>, MachineError> {
-        let mut pages = Vec::new();
-        for slot in self.ram.slots() {
-            let bitmap = self.dirty.take(&self.vm, &slot).map_err(kvm("KVM_GET_DIRTY_LOG"))?;
-            let first = slot.guest_address / PAGE_SIZE as u64;
-            for (i, mut word) in bitmap.iter().copied().enumerate() {
-                while word != 0 {
-                    pages.push(first + i as u64 * 64 + u64::from(word.trailing_zeros()));
-                    word &= word - 1;
-                }
-            }
-        }
+    pub fn take_dirty_pages(&mut self, choose: impl FnOnce(&mut [u64])) -> Result<Vec<u64>, MachineError> {
+        self.dirty.read(&self.vm).map_err(kvm("KVM_GET_DIRTY_LOG"))?;
+        let pages = self.dirty.numbers();
+        self.dirty.protect(&self.vm, choose).map_err(kvm("KVM_CLEAR_DIRTY_LOG"))?;
         Ok(pages)
     }
 
-    /// Forgets which pages were written so far.
+    /// Forgets which pages were written so far, of those that `choose` leaves.
     ///
     /// # Errors
     /// When KVM fails or dirty logging is off.
-    pub fn reset_dirty_log(&mut self) -> Result<(), MachineError> {
-        for slot in self.ram.slots() {
-            self.dirty.take(&self.vm, &slot).map_err(kvm("KVM_GET_DIRTY_LOG"))?;
-        }
-        Ok(())
+    pub fn reset_dirty_log(&mut self, choose: impl FnOnce(&mut [u64])) -> Result<(), MachineError> {
+        self.dirty.read(&self.vm).map_err(kvm("KVM_GET_DIRTY_LOG"))?;
+        self.dirty.protect(&self.vm, choose).map_err(kvm("KVM_CLEAR_DIRTY_LOG"))
     }
 
     /// Sums of all state but memory, by name: the devices, and the vCPU's parts.
