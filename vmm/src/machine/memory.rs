@@ -50,6 +50,9 @@ const READ_AHEAD: usize = 32;
 /// A page of memory.
 pub type Page = [u8; PAGE_SIZE];
 
+/// A page of memory as words, little-endian.
+pub type PageWords = [u64; PAGE_SIZE / 8];
+
 /// What the firmware's memory map says of a range (ACPI 6.5, table 15.2 "address range types").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum E820Kind {
@@ -228,6 +231,27 @@ impl GuestRam {
         self.memory.write_slice(page, page_address(number)?).map_err(|_| MemoryError::NoSuchPage(number))
     }
 
+    /// Copies page `number` into `words`, word by word: for who goes on word by word, and where a copy of a page in one
+    /// instruction is slow (a CPU in software).
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchPage`] if there is no RAM in it.
+    pub fn read_words(&self, number: u64, words: &mut PageWords) -> Result<(), MemoryError> {
+        let page = self.memory.get_slice(page_address(number)?, PAGE_SIZE);
+        page.map_err(|_| MemoryError::NoSuchPage(number))?.copy_to(words);
+        Ok(())
+    }
+
+    /// Replaces page `number` by `words`.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoSuchPage`] if there is no RAM in it; nothing is written then.
+    pub fn write_words(&self, number: u64, words: &PageWords) -> Result<(), MemoryError> {
+        let page = self.memory.get_slice(page_address(number)?, PAGE_SIZE);
+        page.map_err(|_| MemoryError::NoSuchPage(number))?.copy_from(words);
+        Ok(())
+    }
+
     /// Calls `visit` with each page's number and a copy of its content, in order of number. The vCPU must be
     /// stopped if the copies are to belong together.
     ///
@@ -331,7 +355,10 @@ mod tests {
         );
         let last = (MMIO_END + above) / PAGE_SIZE as u64 - 1;
         assert_eq!(ram.pages().last(), Some(last));
-        ram.write_page(last, &[0x5a; PAGE_SIZE]).unwrap();
+        ram.write_words(last, &[u64::from_ne_bytes([0x5a; 8]); PAGE_SIZE / 8]).unwrap();
+        let mut words = [0; PAGE_SIZE / 8];
+        ram.read_words(last, &mut words).unwrap();
+        assert_eq!(words, [u64::from_ne_bytes([0x5a; 8]); PAGE_SIZE / 8]);
         let mut page = [0; PAGE_SIZE];
         ram.read_page(last, &mut page).unwrap();
         assert_eq!(page, [0x5a; PAGE_SIZE]);
@@ -341,6 +368,7 @@ mod tests {
                 matches!(ram.read_page(number, &mut page), Err(MemoryError::NoSuchPage(n)) if n == number)
             );
             assert!(ram.write_page(number, &page).is_err());
+            assert!(ram.read_words(number, &mut words).is_err() && ram.write_words(number, &words).is_err());
         }
         assert!(ram.read_page(u64::MAX, &mut page).is_err());
     }

@@ -1,7 +1,7 @@
 //! Pages that the guest writes again and again: they are not protected, and cost it no faults.
 //!
-//! The dirty log is looked at again and again, at forced stops and at some exits. A page found written at two looks
-//! in a row is hot: it is left writable, so it stays in the log and is shipped with each forced stop. That is a
+//! The dirty log is looked at again and again, at forced stops and at some exits. A page found written at two of three
+//! looks in a row is hot: it is left writable, so it stays in the log and is shipped with each forced stop. That is a
 //! superset, and so right; a page that has not changed costs a forced stop far less than a fault costs the guest. A
 //! hot page is protected every [`HotPages::TRIAL`] looks, and is hot again only if it is found written at the next.
 
@@ -10,8 +10,8 @@
 pub struct HotPages {
     /// Pages that are writable, a bit each.
     hot: Vec<u64>,
-    /// Pages that were found written at the last look.
-    before: Vec<u64>,
+    /// Pages that were found written at the last look, and at the one before.
+    before: Vec<[u64; 2]>,
     looks: usize,
 }
 
@@ -25,19 +25,21 @@ impl HotPages {
     /// memory.
     pub fn look(&mut self, written: &mut [u64]) {
         self.hot.resize(written.len(), 0);
-        self.before.resize(written.len(), 0);
+        self.before.resize(written.len(), [0; 2]);
         self.looks += 1;
         let mut room = Self::LIMIT;
         for (i, ((written, hot), before)) in
             written.iter_mut().zip(&mut self.hot).zip(&mut self.before).enumerate()
         {
             let on_trial = (i + self.looks).is_multiple_of(Self::TRIAL);
-            let mut keep = if on_trial { *before & !*hot } else { *before | *hot } & *written;
+            let again = before[0] | before[1];
+            let mut keep = if on_trial { again & !*hot } else { again | *hot } & *written;
             while keep.count_ones() > room {
                 keep &= keep - 1;
             }
             room -= keep.count_ones();
-            (*hot, *before) = (keep, *written);
+            *before = [*written, before[0]];
+            *hot = keep;
             *written &= !keep;
         }
     }
@@ -92,12 +94,13 @@ mod tests {
     }
 
     #[test]
-    fn a_page_written_now_and_then_is_protected_at_once_and_one_that_was_hot_in_the_end() {
+    fn a_page_written_rarely_is_protected_at_once_and_one_that_was_hot_in_the_end() {
         let (mut memory, mut pages) = (Memory::new(40), HotPages::default());
         for _ in 0..10 {
             memory.write(3);
             memory.look(&mut pages);
             assert_eq!(memory.logged(), 0);
+            memory.look(&mut pages);
             memory.look(&mut pages);
         }
         for page in 0..2000 {
@@ -109,10 +112,14 @@ mod tests {
         }
         memory.look(&mut pages);
         assert_eq!(memory.logged(), HotPages::LIMIT);
-        for _ in 0..HotPages::TRIAL {
+        // Its trial may come last, and is remembered for two looks more.
+        for _ in 0..HotPages::TRIAL + 2 {
             memory.look(&mut pages);
         }
         assert_eq!(memory.logged(), 0);
+        memory.write(3);
+        memory.look(&mut pages);
+        assert_eq!(memory.logged(), 0, "and cold");
     }
 
     proptest! {

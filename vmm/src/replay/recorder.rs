@@ -268,7 +268,7 @@ where
         Ok(())
     }
 
-    fn force_stop(&mut self, run: &mut Run, now: u64, cpu: u64) -> Result<(), L::Error> {
+    fn force_stop(&mut self, run: &mut Run, cpu: u64) -> Result<(), L::Error> {
         self.stop_pace.begins(cpu);
         if self.log.enabled() {
             let stopped = Stopped::capture(&mut run.machine, &mut self.hot)?;
@@ -286,7 +286,8 @@ where
                     self.commit_at(run, run.point())?;
                 }
             }
-            self.resets.stopped(now, self.stop_pace.cost());
+            let cost = self.inputs.cpu_time().saturating_sub(cpu);
+            self.resets.stopped(self.inputs.now().as_nanos(), cost);
         }
         run.replace_entry();
         Ok(())
@@ -380,7 +381,7 @@ where
             // No place where the log can end; its outputs were committed at the exit before.
             if self.inputs.leave() {
                 let cpu = self.inputs.cpu_time();
-                self.force_stop(run, self.last_point, cpu)?;
+                self.force_stop(run, cpu)?;
             }
             return Ok(Flow::Continue);
         }
@@ -406,7 +407,7 @@ where
         let (now, cpu) = (self.inputs.now(), self.inputs.cpu_time());
         if self.inputs.leave() {
             // The guest stands where no log can find it: make a point of it, and leave there.
-            self.force_stop(run, now.as_nanos(), cpu)?;
+            self.force_stop(run, cpu)?;
             return Ok(Flow::Continue);
         }
         // The host interrupts every half bound. The first time at a point only starts the clock, so
@@ -433,7 +434,7 @@ where
         let longest = self.pace.bound * IDLE_BOUNDS;
         let long = (waits && computed >= self.pace.bound / 4) || computed >= longest;
         if long && self.stop_pace.may_stop(cpu, longest) {
-            self.force_stop(run, now.as_nanos(), cpu)?;
+            self.force_stop(run, cpu)?;
         }
         Ok(Flow::Continue)
     }

@@ -138,9 +138,9 @@ impl Packer {
         image.changed.clear();
         image.lines.clear();
         image.pages.extend_from_slice(stopped.pages.chunks(PART_PAGES).nth(number).unwrap_or_default());
-        let mut page = [0; PAGE_SIZE];
+        let mut page = [0; PAGE_SIZE / 8];
         for number in &image.pages {
-            ram.read_page(*number, &mut page)?;
+            ram.read_words(*number, &mut page)?;
             image.changed.push(self.shipped.ship(*number, &page, &mut image.lines));
         }
         self.shipped.next_part();
@@ -241,18 +241,18 @@ impl StopImage {
             return Err(StopError::Damaged("a part before it is missing"));
         }
         shipped.next_part();
-        let mut old = [0; PAGE_SIZE];
+        let mut old = [0; PAGE_SIZE / 8];
         let mut replaced = false;
         let mut lines = self.lines.as_chunks::<LINE>().0;
         for (number, changed) in self.pages.iter().zip(&self.changed) {
-            ram.read_page(*number, &mut old)?;
+            ram.read_words(*number, &mut old)?;
             let page = shipped
                 .receive(*number, *changed, &mut lines)
                 .ok_or(StopError::Damaged("pages and lines do not match"))?;
             if old == *page {
                 counts.already_there += 1;
             } else {
-                ram.write_page(*number, page)?;
+                ram.write_words(*number, page)?;
                 replaced = true;
             }
         }
@@ -295,7 +295,7 @@ pub fn load<'a>(
 ///
 /// A reset write-protects guest memory again, and the first write to each page then costs a fault: too
 /// many resets slow the guest, too few make the page set grow. Resets are frequent while forced stops
-/// happen, and rare otherwise.
+/// happen, and rare otherwise; and the rarer, the longer a stop takes: a fault costs about as much as to ship a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResetPolicy {
     /// Host time of the last reset, in nanoseconds.
@@ -309,6 +309,8 @@ impl ResetPolicy {
     pub const SHORTEST: u64 = 1_000_000;
     /// The interval of a guest that is never stopped.
     pub const LONGEST: u64 = 128_000_000;
+    /// The interval right after a stop is so many times as long as that took.
+    pub const STOPS: u64 = 8;
 
     /// A policy whose first interval begins at `now` nanoseconds.
     #[must_use]
@@ -316,11 +318,10 @@ impl ResetPolicy {
         Self { last: now, interval: Self::LONGEST }
     }
 
-    /// A forced stop happened, which has reset the log. Where stops take long (`cost`, in nanoseconds), the
-    /// next is as far away, and so may be the resets before it.
+    /// A forced stop happened, which has reset the log and took `cost` nanoseconds.
     pub fn stopped(&mut self, now: u64, cost: u64) {
         self.last = now;
-        self.interval = cost.clamp(Self::SHORTEST, Self::LONGEST);
+        self.interval = cost.saturating_mul(Self::STOPS).clamp(Self::SHORTEST, Self::LONGEST);
     }
 
     /// Whether to reset the log at an exit at `now`. Counts the reset as done.
@@ -347,8 +348,8 @@ mod tests {
         assert_eq!(resets[..4], [1_000_000, 3_000_000, 7_000_000, 15_000_000]);
         assert!(resets.len() < 20);
         policy.stopped(0, 5_000_000);
-        let resets: Vec<u64> = (0..40).map(|ms| ms * 1_000_000).filter(|now| policy.due(*now)).collect();
-        assert_eq!(resets, [5_000_000, 15_000_000, 35_000_000]);
+        let resets: Vec<u64> = (0..300).map(|ms| ms * 1_000_000).filter(|now| policy.due(*now)).collect();
+        assert_eq!(resets, [40_000_000, 120_000_000, 248_000_000]);
     }
 
     #[test]
