@@ -3,7 +3,7 @@
 //! The dirty log is looked at again and again, at forced stops and at some exits. A page found written at two of three
 //! looks in a row is hot: it is left writable, so it stays in the log and is shipped with each forced stop. That is a
 //! superset, and so right; a page that has not changed costs a forced stop far less than a fault costs the guest. A
-//! hot page is protected every [`HotPages::TRIAL`] looks, and is hot again only if it is found written at the next.
+//! hot page is protected every `HotPages::TRIAL` looks, and is hot again only if it is found written at the next.
 
 /// Decides which pages are protected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

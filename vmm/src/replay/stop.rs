@@ -3,8 +3,8 @@
 //! The primary stops the guest anywhere and ships its registers and every page that the guest may have
 //! written since the backup's last known state; the backup, halted at the last exit, loads them. The
 //! page set is what KVM's dirty log has collected since its last reset, which lies at or before that
-//! exit: a superset of what is needed. `ResetPolicy` keeps it small, [`HotPages`] keeps it cheap. Of each page the
-//! lines travel that are not as they were last shipped ([`Shipped`]).
+//! exit: a superset of what is needed. `ResetPolicy` keeps it small, `HotPages` keeps it cheap. Of each page the
+//! lines travel that are not as they were last shipped (`Shipped`).
 //!
 //! A guest that has written much is shipped in parts, each small enough for a frame of the log. They count
 //! only together: a backup whose log ends between two of them goes on from the exit before.
