@@ -150,3 +150,18 @@ fn both_sides_tell_their_state() {
     assert!(live.guest_time_ns >= primary.guest_time_ns, "the guest's time goes on");
     assert!(live.lag.is_none(), "{live:?}");
 }
+
+#[test]
+fn a_vm_alone_tells_its_state_and_has_nobody_to_hand_over_to() {
+    let _alone = lab::alone().unwrap();
+    let Some(mut bed) = bed() else { return };
+    let patience = bed.patience(5.0);
+    let side = bed.alone().unwrap();
+    let status = once(&side, patience, |status| status.guest_time_ns > 0 && !status.exits.is_empty());
+    assert_eq!((status.name.as_str(), status.role, status.generation), ("failover", Role::Solo, 0));
+    assert!(status.guest_time_ns > 0 && status.exits.values().sum::<u64>() > 0, "{status:?}");
+    assert!(status.peer.is_none() && status.lag.is_none() && status.output_delay.is_none(), "{status:?}");
+    assert!(status.log.is_empty(), "nothing is logged: {status:?}");
+    let refusal = side.failover().unwrap_err();
+    assert!(format!("{refusal:#}").contains("runs alone"), "{refusal:#}");
+}

@@ -19,7 +19,7 @@ use super::backup::BackupHost;
 use super::config::{Orders, config, qemu, qemu_cmdline};
 use super::console::{Lines, Mark, mark, rounds};
 use super::load;
-use super::machine::{Machine, Shared, Sources, cpu, look};
+use super::machine::{Machine, Shared, Sources, look};
 use super::row::{Row, Size};
 use super::usage::{Look, Usage};
 
@@ -178,9 +178,7 @@ impl Stage {
     fn looks(&mut self, vm: &Vm) -> Result<Vec<Look>> {
         let Runs::Tandem(side) = &vm.process else { return Ok(Vec::new()) };
         if vm.kind == Kind::Alone {
-            // `tandem run` may have no control socket: its exits are then not told, its CPU time is.
-            let status = side.status().unwrap_or_default();
-            return Ok(vec![Look { status, cpu: cpu(&side.process)? }]);
+            return Ok(vec![look(side)?]);
         }
         let mut looks = vec![look(side)?];
         if vm.kind == Kind::Pair {

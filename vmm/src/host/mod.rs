@@ -1,5 +1,7 @@
 //! The effects: everything that touches the host.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 /// What this host can run, found out by trying.
 pub mod check;
 /// The `tandem` command.
@@ -28,3 +30,8 @@ pub mod shutdown;
 pub mod tap;
 /// What a vCPU thread needs from the host.
 pub mod vcpu;
+
+/// The data under a lock whose holder panicked is plain numbers: still fit for use.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::config::{Config, Tsc};
+
 /// The state of one side, as `tandem status --json` prints it. Fields that do not apply to a role are
 /// absent; a client takes an unknown field from a newer side, and a missing one from an older, without
 /// complaint.
@@ -46,11 +48,29 @@ pub struct Status {
     pub digest: Option<Digest>,
 }
 
+impl Status {
+    /// Of this process, before anything happened.
+    pub(crate) fn of(config: &Config, role: Role) -> Self {
+        Self {
+            name: config.name.clone(),
+            role,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            tsc: match config.machine.tsc {
+                Tsc::Hidden => "hidden",
+                Tsc::Trapped => "trapped",
+            }
+            .to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
 /// What a side is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Runs alone by choice: `tandem run`, `record`, `replay`.
+    /// Runs alone by choice: `tandem run`, `record`.
     #[default]
     Solo,
     /// Fetches state to become a backup, or waits for a peer.

@@ -14,7 +14,7 @@ use super::clock::now;
 use super::gated::GateSender;
 use super::lead::{Leader, lead};
 use super::log::PairLog;
-use super::shared::{News, Order, Shared, lock};
+use super::shared::{News, Order, Shared};
 use crate::host::guest::{BootFacts, Guest};
 use crate::host::vcpu::clock::HostClock;
 use crate::host::vcpu::inputs::HostInputs;
@@ -60,7 +60,7 @@ impl ChannelBatches {
     /// Shows how far the run has come, and what of the log led there.
     fn publish(&self, run: &Run, mut traffic: Traffic) {
         traffic.bytes[LogKind::Framing.index()] += self.sequence * HEADER_LEN as u64;
-        lock(&self.shared.counters).update(run, &traffic);
+        self.shared.counters.update(run, &traffic);
     }
 
     /// Gives the last frame back and waits for the next. `None`: the log is over, or the run is to end.

@@ -7,7 +7,7 @@ use super::PairError;
 use super::clock::now;
 use super::host;
 use super::log::PairLog;
-use super::shared::{News, Order, Shared, lock};
+use super::shared::{News, Order, Shared};
 use crate::host::vcpu::inputs::HostInputs;
 use crate::host::vcpu::kick::Kicker;
 use crate::replay::recorder::{Pace, Recorder};
@@ -30,7 +30,7 @@ pub(super) fn lead(
         .map_err(host("start the vCPU's timer"))?;
     loop {
         let ended = drive(run, &mut recorder)?;
-        lock(&shared.counters).update(run, recorder.traffic());
+        shared.counters.update(run, recorder.traffic());
         if let Ended::Off(event) = ended {
             tracing::info!(?event, "the guest ended");
             recorder.commit_end(run)?;

@@ -11,7 +11,7 @@ use tandem_logchan::transport::SendHalf;
 use super::PairError;
 use super::clock::now;
 use super::gated::{GateSender, notice};
-use super::shared::{Order, Shared, lock};
+use super::shared::{Order, Shared};
 use crate::machine::output::{DiskRequest, Notice, Outputs};
 use crate::replay::batch::{Batch, Traffic};
 use crate::replay::recorder::Log;
@@ -208,7 +208,7 @@ impl Log for PairLog {
     }
 
     fn observe(&mut self, run: &Run, traffic: &Traffic) {
-        lock(&self.shared.counters).update(run, traffic);
+        self.shared.counters.update(run, traffic);
     }
 
     fn idle(&mut self) {

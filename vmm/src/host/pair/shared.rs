@@ -1,14 +1,13 @@
 //! What the two threads of a side share.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::marks::Marks;
+use crate::host::lock;
+use crate::host::vcpu::counters::SharedCounters;
 use crate::host::vcpu::inputs::VcpuBell;
-use crate::machine::cpu::exit::Exit;
-use crate::replay::batch::Traffic;
-use crate::replay::run::Run;
 use crate::role::event::Divergence;
 
 /// What the side thread wants of the vCPU thread.
@@ -41,30 +40,6 @@ pub(super) enum News {
     Failed,
 }
 
-/// Numbers of the vCPU thread, for status.
-#[derive(Clone, Debug, Default)]
-pub(super) struct VcpuCounters {
-    pub(super) exits: Vec<(&'static str, u64)>,
-    pub(super) traffic: Traffic,
-    pub(super) forced_stops: u64,
-    pub(super) guest_time: u64,
-    pub(super) point: u64,
-    pub(super) digest: u64,
-}
-
-impl VcpuCounters {
-    /// Takes the numbers of `run` and its log, allocating nothing.
-    pub(super) fn update(&mut self, run: &Run, traffic: &Traffic) {
-        self.exits.clear();
-        self.exits.extend(run.exits_by_name());
-        self.traffic = *traffic;
-        self.forced_stops = run.forced_stops;
-        self.guest_time = run.machine.now().as_nanos();
-        self.point = run.point();
-        self.digest = run.digest();
-    }
-}
-
 struct Orders {
     order: Order,
     news: Vec<News>,
@@ -90,7 +65,7 @@ pub(super) struct Shared {
     pub(super) throttle: AtomicU8,
     /// Frame of the log that the next outputs wait for; for status.
     pub(super) sent: AtomicU64,
-    pub(super) counters: Mutex<VcpuCounters>,
+    pub(super) counters: SharedCounters,
     pub(super) bell: Arc<VcpuBell>,
     waker: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
@@ -99,11 +74,6 @@ impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shared").field("order", &self.order()).finish_non_exhaustive()
     }
-}
-
-/// The data under a lock whose holder panicked is plain numbers: still fit for use.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
@@ -118,10 +88,7 @@ impl Shared {
             log_full: AtomicBool::new(false),
             throttle: AtomicU8::new(0),
             sent: AtomicU64::new(0),
-            counters: Mutex::new(VcpuCounters {
-                exits: Vec::with_capacity(Exit::KINDS.len()),
-                ..VcpuCounters::default()
-            }),
+            counters: SharedCounters::default(),
             bell,
             waker: Mutex::new(None),
         }

@@ -8,19 +8,17 @@ use tandem_logchan::progress::{Executed, Progress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::clock::now;
-use super::shared::{Shared, lock};
+use super::shared::Shared;
 use super::side::{Channel, SideThread};
-use crate::host::config::{Config, Tsc};
-use crate::host::control::{Digest, Lag, LogKind, Peer, Role, Status, StatusSource};
-use crate::replay::batch::Kind;
+use crate::host::config::Config;
+use crate::host::control::{Lag, Peer, Role, Status, StatusSource};
+use crate::host::lock;
+use crate::host::vcpu::counters::LogRates;
 use crate::role::Moment;
 use crate::role::side::State;
 
 /// How often the status is renewed, in nanoseconds.
 const INTERVAL: u64 = 50_000_000;
-
-/// Time over which a log rate is taken, in nanoseconds.
-const RATE_OVER: u64 = 1_000_000_000;
 
 /// What the operator sees. Written by the side thread, read by the control thread.
 pub(super) struct Board {
@@ -42,9 +40,7 @@ struct Own {
     heard: Option<Moment>,
     note: Option<String>,
     lag: u64,
-    rate_since: Moment,
-    rate_bytes: Vec<u64>,
-    rates: Vec<f64>,
+    rates: LogRates,
     patience: u64,
 }
 
@@ -62,9 +58,7 @@ impl Board {
             heard: None,
             note: None,
             lag: 0,
-            rate_since: now(),
-            rate_bytes: vec![0; Kind::ALL.len()],
-            rates: vec![0.0; Kind::ALL.len()],
+            rates: LogRates::new(now().as_nanos()),
             patience,
         };
         Self {
@@ -116,41 +110,17 @@ impl Board {
         let now = now();
         let mut own = lock(&self.own);
         own.shown = now;
-        let counters = lock(&self.shared.counters).clone();
-        if now.since(own.rate_since) >= RATE_OVER {
-            let seconds = now.since(own.rate_since) as f64 / 1e9;
-            let bytes = counters.traffic.bytes.to_vec();
-            own.rates = bytes
-                .iter()
-                .zip(&own.rate_bytes)
-                .map(|(a, b)| a.saturating_sub(*b) as f64 / seconds)
-                .collect();
-            own.rate_bytes = bytes;
-            own.rate_since = now;
-        }
         let mut status = lock(&self.status);
+        self.shared.counters.show(&mut status, &mut own.rates, now.as_nanos());
         status.role = if ended { Role::Halted } else { role(side.side.state()) };
         status.generation = side.side.generation();
         status.note.clone_from(&own.note);
         status.uptime_ms = now.since(own.started) / 1_000_000;
-        status.guest_time_ns = counters.guest_time;
-        status.forced_stops = counters.forced_stops;
-        status.exits = counters.exits.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
-        status.digest = Some(Digest::new(counters.point, counters.digest));
         if let Some(peer) = &mut status.peer {
             peer.last_heard_ms = own.heard.map(|at| now.since(at) / 1_000_000);
             peer.alive = own.heard.is_some_and(|at| now.since(at) < own.patience);
         }
         status.lag = self.lag_now(&own, side);
-        status.log = Kind::ALL
-            .iter()
-            .map(|kind| LogKind {
-                kind: kind.name().to_owned(),
-                entries: counters.traffic.count[kind.index()],
-                bytes: counters.traffic.bytes[kind.index()],
-                bytes_per_s: own.rates[kind.index()],
-            })
-            .collect();
         status.output_delay = side.exits.delays.told();
         status.held_outputs = side.side.gate().held();
     }
@@ -198,17 +168,5 @@ impl StatusSource for Board {
 
 /// The first status, before anything happened.
 pub(super) fn first(config: &Config, role: Role, peer: String) -> Status {
-    Status {
-        name: config.name.clone(),
-        role,
-        peer: Some(Peer { address: peer, ..Peer::default() }),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        pid: std::process::id(),
-        tsc: match config.machine.tsc {
-            Tsc::Hidden => "hidden",
-            Tsc::Trapped => "trapped",
-        }
-        .to_owned(),
-        ..Status::default()
-    }
+    Status { peer: Some(Peer { address: peer, ..Peer::default() }), ..Status::of(config, role) }
 }

@@ -11,3 +11,6 @@ pub mod replay;
 
 /// Running alone, with or without a log file.
 pub mod solo;
+
+/// What a machine without a peer says of itself.
+mod status;

@@ -11,7 +11,9 @@ use thiserror::Error;
 
 use super::logfile::{End, Head, LogFileError, LogWriter, RecordKind};
 use super::open_outputs::OpenOutputs;
+use super::status;
 use crate::host::config::{Config, SerialInput};
+use crate::host::control::ServeError;
 use crate::host::guest::{BootFacts, Guest, GuestError};
 use crate::host::io::disk::{DiskError, Disks};
 use crate::host::io::feed::Feed;
@@ -20,6 +22,7 @@ use crate::host::io::terminal::Terminal;
 use crate::host::shutdown::Shutdown;
 use crate::host::tap::{Tap, TapError};
 use crate::host::vcpu::clock::HostClock;
+use crate::host::vcpu::counters::SharedCounters;
 use crate::host::vcpu::inputs::{HostInputs, VcpuBell, inputs};
 use crate::host::vcpu::kick::Kicker;
 use crate::machine::cpu::cpuid::identity_bytes;
@@ -62,6 +65,9 @@ pub enum RunError {
     /// The log file cannot be written.
     #[error(transparent)]
     LogFile(#[from] LogFileError),
+    /// There is no control socket.
+    #[error(transparent)]
+    Control(#[from] ServeError),
     /// The guest's terminal cannot be opened.
     #[error("cannot open the serial line's output")]
     Terminal(#[source] io::Error),
@@ -103,6 +109,7 @@ struct SoloLog {
     trace: TraceWriter,
     exits_left: Option<u64>,
     bell: Arc<VcpuBell>,
+    counters: Arc<SharedCounters>,
 }
 
 impl Outputs for SoloLog {
@@ -162,6 +169,10 @@ impl Log for SoloLog {
 
     fn idle(&mut self) {
         self.outputs.terminal.flush();
+    }
+
+    fn observe(&mut self, run: &Run, traffic: &Traffic) {
+        self.counters.update(run, traffic);
     }
 
     fn exit(&mut self, record: &ExitRecord) -> Result<(), RunError> {
@@ -237,12 +248,15 @@ pub fn run(
     let _kicker = Kicker::start(run.machine.run_area(), config.machine.tick_bound / 2)
         .map_err(|e| RunError::Host("start the vCPU's timer", e))?;
 
+    let counters = Arc::new(SharedCounters::default());
+    let _server = status::serve(config, recording.is_some(), &counters)?;
     let log = SoloLog {
         outputs,
         file,
         trace: TraceWriter::default(),
         exits_left: recording.and_then(|r| r.exits),
         bell,
+        counters,
     };
     let mut recorder = Recorder::new(&run, inputs, log, pace(config));
     let ended = drive(&mut run, &mut recorder)?;

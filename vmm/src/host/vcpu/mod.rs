@@ -3,6 +3,9 @@
 /// Host time as virtual time.
 pub mod clock;
 
+/// The numbers of a vCPU thread.
+pub mod counters;
+
 /// Inputs on their way to the vCPU thread.
 pub mod inputs;
 
