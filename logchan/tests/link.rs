@@ -21,7 +21,7 @@ use tandem_logchan::primary::{AckReceiver, AppendError, LogSender};
 use tandem_logchan::progress::Executed;
 use tandem_logchan::transport::{Duplex, ReceiveHalf, SendHalf, TransportError, inproc, tcp::TcpConfig};
 
-const PATIENCE: Option<Duration> = Some(Duration::from_secs(10));
+const PATIENCE: Option<Duration> = Some(Duration::from_secs(60));
 const SHORT: Option<Duration> = Some(Duration::from_millis(20));
 
 /// A whole session on four threads, as in the real thing.

@@ -10,7 +10,7 @@ pub(super) fn commit(half: &mut impl SendHalf, bytes: &[u8]) {
 }
 
 pub(super) fn receive(half: &mut impl ReceiveHalf, len: usize) -> Vec<u8> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while half.data().len() < len {
         assert!(Instant::now() < deadline, "only {} of {len} bytes came", half.data().len());
         half.wait(Some(Duration::from_millis(100))).unwrap();
@@ -81,7 +81,7 @@ pub(super) fn a_stalled_peer_gets_everything_in_order_later<
     let total = 3 * capacity;
     let (full, wait_for_full) = std::sync::mpsc::channel();
     let reader = std::thread::spawn(move || {
-        wait_for_full.recv_timeout(Duration::from_secs(10)).unwrap();
+        wait_for_full.recv_timeout(Duration::from_secs(60)).unwrap();
         let mut expected = 0_u32;
         let mut left = total;
         while left > 0 {
