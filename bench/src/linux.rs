@@ -36,8 +36,8 @@ pub(crate) struct Args {
     /// Turns of run, record and replay
     #[arg(long, default_value_t = 3)]
     turns: u32,
-    /// Rounds of the workload in each
-    #[arg(long, default_value_t = 3)]
+    /// Rounds of the workload in each; the first are slower recorded, while what the boot has written is shipped
+    #[arg(long, default_value_t = 15)]
     rounds: u32,
     /// Seconds for which the pair is watched while its guest idles
     #[arg(long, default_value_t = 10)]
