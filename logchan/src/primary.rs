@@ -13,7 +13,7 @@ use crate::ack::{Ack, AckState, Placed};
 use crate::codec::{Encode, EncodeError, Encoder};
 use crate::frame::{ALIGN, Envelope, Flags, Frame, FrameError, HEADER_LEN, Header, Kind, frame_len, seal};
 use crate::loss::Loss;
-use crate::transport::{ReceiveHalf, SendHalf, Wake};
+use crate::transport::{ReceiveHalf, SendHalf, TransportError, Wake};
 
 /// Log that nobody waits for is offered to the network in runs of so many bytes. Over loopback a quarter more bytes
 /// a second than in runs of 64 KiB: fewer calls, and fewer times that the backup is woken.
@@ -151,14 +151,7 @@ impl<S: SendHalf> LogSender<S> {
     /// # Errors
     /// The channel is lost.
     pub fn flush(&mut self) -> Result<(), Loss> {
-        if self.lost {
-            return Err(Loss::LostBefore);
-        }
-        self.unflushed = 0;
-        self.half.flush().map_err(|error| {
-            self.lost = true;
-            Loss::Transport(error)
-        })
+        self.hand_over(S::flush)
     }
 
     /// Hands everything appended to the network if it takes it now; if not, a later call does.
@@ -166,11 +159,15 @@ impl<S: SendHalf> LogSender<S> {
     /// # Errors
     /// The channel is lost.
     pub fn offer(&mut self) -> Result<(), Loss> {
+        self.hand_over(S::offer)
+    }
+
+    fn hand_over(&mut self, how: impl FnOnce(&mut S) -> Result<(), TransportError>) -> Result<(), Loss> {
         if self.lost {
             return Err(Loss::LostBefore);
         }
         self.unflushed = 0;
-        self.half.offer().map_err(|error| {
+        how(&mut self.half).map_err(|error| {
             self.lost = true;
             Loss::Transport(error)
         })

@@ -14,7 +14,6 @@ use tandem_vmm::host::shutdown::Shutdown;
 use crate::client::Load;
 use crate::config::{Files, Guest, Pace, RdmaLog, Spec, run_directory};
 use crate::lab::{self, GUEST, Host, Lab, SoftRoce};
-use crate::process::Launch;
 use crate::side::Side;
 use crate::standin::{Misdeed, Room};
 
@@ -73,6 +72,15 @@ fn beside(name: &str) -> anyhow::Result<PathBuf> {
 
 /// The core of the clients and of the primary, as if it were one host; and the core of the backup.
 pub const CORES: [usize; 2] = [0, 1];
+
+/// The core of a host's side.
+#[must_use]
+pub const fn core(host: Host) -> usize {
+    match host {
+        Host::Primary => CORES[0],
+        Host::Backup => CORES[1],
+    }
+}
 
 /// Between two looks at the sides.
 const LOOK: Duration = Duration::from_millis(2);
@@ -347,21 +355,12 @@ impl Bed {
     }
 
     fn start(&self, command: &str, host: Host, files: &Files, more: &[&OsStr]) -> anyhow::Result<Side> {
-        let (core, control) = match host {
-            Host::Primary => (CORES[0], &files.primary_control),
-            Host::Backup => (CORES[1], &files.backup_control),
-        };
-        let mut launch = Launch::new(command, self.program.path())
-            .args(["--log-format", "json", command])
-            .args([files.config.as_os_str(), "--control".as_ref(), control.as_os_str()])
-            .args(more)
-            .inside(self.lab.host(host))
-            .on_core(core)
-            .output(&files.directory)?;
+        let mut launch =
+            files.launch(self.program.path(), command, &self.lab, host)?.args(more).on_core(core(host));
         if let (Program::StandIn(_, misdeed), Some(room)) = (&self.program, &self.room) {
             launch = room.equip(launch, *misdeed);
         }
-        Ok(Side::new(launch.start()?, control))
+        Ok(Side::new(launch.start()?, files.control(host)))
     }
 
     /// Waits until the guest's Redis answers a PING.

@@ -9,7 +9,8 @@ use anyhow::Context;
 use tandem_arbiter::{Arbiter, InitOptions};
 use tandem_vmm::host::config::vm_id;
 
-use crate::lab::{BACKUP, GUEST_MAC, PRIMARY, TAP};
+use crate::lab::{BACKUP, Host, Lab, PRIMARY, TAP, guest_mac};
+use crate::process::Launch;
 use crate::random::fresh_seed;
 
 /// The guest's prefix, as it is given on its command line.
@@ -112,6 +113,14 @@ impl Files {
     /// # Errors
     /// When a file cannot be written.
     pub fn write(spec: &Spec, directory: &Path) -> anyhow::Result<Self> {
+        Self::provide(directory, &spec.name, &config_text(spec), &new_key()?)
+    }
+
+    /// Writes a config's text and a key, and makes the arbiter of the VM `name`.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn provide(directory: &Path, name: &str, config: &str, key: &str) -> anyhow::Result<Self> {
         let files = Self {
             directory: directory.to_owned(),
             config: directory.join("vm.toml"),
@@ -119,28 +128,44 @@ impl Files {
             primary_control: directory.join("p.sock"),
             backup_control: directory.join("b.sock"),
         };
-        fs::write(&files.config, config_text(spec)).context("cannot write the config")?;
-        let mut key = fs::File::options()
+        fs::write(&files.config, config).context("cannot write the config")?;
+        let mut file = fs::File::options()
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
             .open(directory.join("pair.key"))?;
-        writeln!(key, "{}", new_key()?)?;
-        Arbiter::init(
-            &files.arbiter,
-            vm_id(&spec.name),
-            &InitOptions { overwrite: true, ..InitOptions::default() },
-        )
-        .context("cannot make the arbiter")?;
+        writeln!(file, "{key}")?;
+        let options = InitOptions { overwrite: true, ..InitOptions::default() };
+        Arbiter::init(&files.arbiter, vm_id(name), &options).context("cannot make the arbiter")?;
         Ok(files)
+    }
+
+    /// The control socket of the side on this host.
+    #[must_use]
+    pub fn control(&self, host: Host) -> &Path {
+        match host {
+            Host::Primary => &self.primary_control,
+            Host::Backup => &self.backup_control,
+        }
+    }
+
+    /// `tandem` with this command, for a side on a host of the lab.
+    ///
+    /// # Errors
+    /// When what it prints cannot be kept.
+    pub fn launch(&self, tandem: &Path, command: &str, lab: &Lab, host: Host) -> anyhow::Result<Launch> {
+        Launch::new(command, tandem)
+            .args(["--log-format", "json", command])
+            .args([self.config.as_os_str(), "--control".as_ref(), self.control(host).as_os_str()])
+            .inside(lab.host(host))
+            .output(&self.directory)
     }
 }
 
 /// The text of a config.
 #[must_use]
 pub fn config_text(spec: &Spec) -> String {
-    let Pace { heartbeat_ms, missed, tick_bound_ms, .. } = spec.pace;
     let machine = match &spec.guest {
         Guest::Embedded => {
             format!("memory_mib = 64\nkernel = \"embedded\"\ncmdline = \"ip={GUEST_NETWORK}\"\n")
@@ -157,18 +182,36 @@ pub fn config_text(spec: &Spec) -> String {
             if *trapped_tsc { "trapped" } else { "hidden" },
         ),
     };
-    let mac = GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
     format!(
-        "name = {:?}\n\n[machine]\n{machine}tick_bound_ms = {tick_bound_ms}\n\n[[net]]\ntap = {TAP:?}\nmac = {mac:?}\n\n\
-         [serial]\noutput = \"stdout\"\n\n\
-         [pair]\nlisten = \"{BACKUP}:{PORT}\"\nprimary = \"{PRIMARY}:{PORT}\"\nkey = \"pair.key\"\n\
-         arbiter = \"arbiter.img\"\nheartbeat_ms = {heartbeat_ms}\nmissed = {missed}\n",
-        spec.name
+        "name = {:?}\n\n[machine]\n{machine}tick_bound_ms = {}\n\n{}[serial]\noutput = \"stdout\"\n\n{}",
+        spec.name,
+        spec.pace.tick_bound_ms,
+        net_section(),
+        pair_section(spec.pace),
     )
 }
 
-/// 32 random bytes in hex.
-fn new_key() -> anyhow::Result<String> {
+/// The guest's card, on the lab's tap.
+#[must_use]
+pub fn net_section() -> String {
+    format!("[[net]]\ntap = {TAP:?}\nmac = {:?}\n\n", guest_mac())
+}
+
+/// The pair on the lab's two hosts, its key and arbiter beside the config.
+#[must_use]
+pub fn pair_section(pace: Pace) -> String {
+    let Pace { heartbeat_ms, missed, .. } = pace;
+    format!(
+        "[pair]\nlisten = \"{BACKUP}:{PORT}\"\nprimary = \"{PRIMARY}:{PORT}\"\nkey = \"pair.key\"\n\
+         arbiter = \"arbiter.img\"\nheartbeat_ms = {heartbeat_ms}\nmissed = {missed}\n"
+    )
+}
+
+/// A pair's key: 32 random bytes in hex.
+///
+/// # Errors
+/// Without a source of randomness.
+pub fn new_key() -> anyhow::Result<String> {
     use std::io::Read;
     let mut bytes = [0u8; 32];
     fs::File::open("/dev/urandom")
@@ -192,6 +235,7 @@ pub fn run_directory(what: &str) -> anyhow::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::GUEST_MAC;
     use tandem_vmm::host::config::Config;
 
     #[test]

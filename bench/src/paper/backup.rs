@@ -5,11 +5,11 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddrV4, TcpListener, TcpStream};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use tandem_tests::config::Files;
 use tandem_tests::lab::{BACKUP, Host, Lab, PRIMARY};
 use tandem_tests::side::Side;
 use tandem_tests::timeline;
@@ -90,7 +90,7 @@ impl BackupHost {
         Ok(Self::There(BufReader::new(stream)))
     }
 
-    /// Starts the backup of a VM whose files are in `directory`.
+    /// Starts the backup of the VM that has these files.
     ///
     /// # Errors
     /// When it does not start.
@@ -98,11 +98,11 @@ impl BackupHost {
         &mut self,
         machine: &Machine,
         lab: &Lab,
-        directory: &Path,
+        files: &Files,
         shared: &Shared,
     ) -> Result<()> {
         match self {
-            Self::Here(side) => *side = Some(machine.start("backup", lab, Host::Backup, directory)?),
+            Self::Here(side) => *side = Some(machine.start("backup", lab, Host::Backup, files)?),
             Self::There(_) => {
                 self.ask(&Order::Start(shared.clone()))?;
             }
@@ -206,8 +206,8 @@ fn obey(order: Order, lab: &Lab, machine: &mut Machine, side: &mut Option<Side>)
     match order {
         Order::Start(shared) => {
             *side = None;
-            let directory = machine.fresh(&shared)?;
-            *side = Some(machine.start("backup", lab, Host::Backup, &directory)?);
+            let files = machine.fresh(&shared)?;
+            *side = Some(machine.start("backup", lab, Host::Backup, &files)?);
         }
         Order::Look => {
             let Some(side) = side else { bail!("there is no backup") };

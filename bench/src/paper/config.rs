@@ -3,11 +3,11 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use tandem_tests::config::Pace;
-use tandem_tests::lab::{BACKUP, GUEST_MAC, PRIMARY, TAP};
+use tandem_tests::config::{Pace, net_section, pair_section};
+use tandem_tests::lab::{TAP, guest_mac};
 
-/// Log and heartbeats.
-const PORT: u16 = 7700;
+/// The VM's name.
+pub(crate) const NAME: &str = "bench";
 /// The guest's memory in MiB.
 const MEMORY: u32 = 384;
 /// Beside what every guest gets.
@@ -36,22 +36,16 @@ impl Orders {
     }
 }
 
-/// The MAC address of the guest's card.
-fn mac() -> String {
-    GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":")
-}
-
 /// The text of a config beside which lie `kernel`, `data.ext4`, `pair.key` and `arbiter.img`.
 pub(crate) fn config(root: &Path, cmdline: &str, pace: Pace) -> String {
-    let Pace { heartbeat_ms, missed, tick_bound_ms, .. } = pace;
     format!(
-        "name = \"bench\"\n\n[machine]\nmemory_mib = {MEMORY}\nkernel = \"kernel\"\ncmdline = {cmdline:?}\n\
-         tick_bound_ms = {tick_bound_ms}\n\n[[net]]\ntap = {TAP:?}\nmac = {:?}\n\n\
-         [[disk]]\npath = {:?}\nread_only = true\n\n[[disk]]\npath = \"data.ext4\"\n\n\
-         [pair]\nlisten = \"{BACKUP}:{PORT}\"\nprimary = \"{PRIMARY}:{PORT}\"\nkey = \"pair.key\"\n\
-         arbiter = \"arbiter.img\"\nheartbeat_ms = {heartbeat_ms}\nmissed = {missed}\n",
-        mac(),
+        "name = {NAME:?}\n\n[machine]\nmemory_mib = {MEMORY}\nkernel = \"kernel\"\ncmdline = {cmdline:?}\n\
+         tick_bound_ms = {}\n\n{}\
+         [[disk]]\npath = {:?}\nread_only = true\n\n[[disk]]\npath = \"data.ext4\"\n\n{}",
+        pace.tick_bound_ms,
+        net_section(),
         root.display().to_string(),
+        pair_section(pace),
     )
 }
 
@@ -81,7 +75,7 @@ pub(crate) fn qemu(root: &Path, directory: &Path, cmdline: &str) -> Vec<OsString
     args.extend(["-device", "virtio-rng-device"].map(OsString::from));
     let backend = format!("tap,id=net,ifname={TAP},script=no,downscript=no");
     args.extend(["-netdev".into(), backend.into()]);
-    args.extend(["-device".into(), format!("virtio-net-device,netdev=net,mac={}", mac()).into()]);
+    args.extend(["-device".into(), format!("virtio-net-device,netdev=net,mac={}", guest_mac()).into()]);
     args
 }
 

@@ -1,20 +1,18 @@
 //! One of the two machines: its copies of what VMs are started with, and the files of the one that runs now.
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use tandem_arbiter::{Arbiter, InitOptions};
-use tandem_tests::bed::CORES;
-use tandem_tests::config::run_directory;
+use tandem_tests::bed::core;
+use tandem_tests::config::{Files, run_directory};
 use tandem_tests::lab::{Host, Lab};
-use tandem_tests::process::{Launch, Process};
+use tandem_tests::process::Process;
 use tandem_tests::side::Side;
-use tandem_vmm::host::config::vm_id;
 
+use super::config::NAME;
 use super::usage::{Look, cpu_seconds};
 
 /// Where what every VM needs is found.
@@ -72,7 +70,7 @@ impl Machine {
     ///
     /// # Errors
     /// When they cannot be made.
-    pub(crate) fn fresh(&mut self, shared: &Shared) -> Result<PathBuf> {
+    pub(crate) fn fresh(&mut self, shared: &Shared) -> Result<Files> {
         let _ = fs::remove_dir_all(self.directory.join(self.vms.to_string()));
         self.vms += 1;
         let directory = self.directory.join(self.vms.to_string());
@@ -80,39 +78,16 @@ impl Machine {
         fs::copy(self.directory.join("data.ext4"), directory.join("data.ext4"))
             .context("cannot copy the disk")?;
         symlink(self.directory.join("kernel"), directory.join("kernel"))?;
-        fs::write(directory.join("vm.toml"), &shared.config)?;
-        let mut key = fs::File::options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(directory.join("pair.key"))?;
-        writeln!(key, "{}", shared.key)?;
-        let options = InitOptions { overwrite: true, ..InitOptions::default() };
-        Arbiter::init(&directory.join("arbiter.img"), vm_id("bench"), &options)
-            .context("cannot make the arbiter")?;
-        Ok(directory)
+        Files::provide(&directory, NAME, &shared.config, &shared.key)
     }
 
     /// Starts `tandem` on a host of the lab, each host on a core of its own.
     ///
     /// # Errors
     /// When it does not start.
-    pub(crate) fn start(&self, command: &str, lab: &Lab, host: Host, directory: &Path) -> Result<Side> {
-        let core = match host {
-            Host::Primary => CORES[0],
-            Host::Backup => CORES[1],
-        };
-        let control = directory.join(if host == Host::Primary { "p.sock" } else { "b.sock" });
-        let config = directory.join("vm.toml");
-        let process = Launch::new(command, &self.directory.join("tandem"))
-            .args(["--log-format", "json", command])
-            .args([config.as_os_str(), "--control".as_ref(), control.as_os_str()])
-            .inside(lab.host(host))
-            .on_core(core)
-            .output(directory)?
-            .start()?;
-        Ok(Side::new(process, &control))
+    pub(crate) fn start(&self, command: &str, lab: &Lab, host: Host, files: &Files) -> Result<Side> {
+        let launch = files.launch(&self.directory.join("tandem"), command, lab, host)?;
+        Ok(Side::new(launch.on_core(core(host)).start()?, files.control(host)))
     }
 }
 

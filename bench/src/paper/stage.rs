@@ -1,14 +1,13 @@
 //! Where VMs are started and loaded: the lab, this machine, the backup's host, and the time that is left.
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use tandem_tests::bed::CORES;
-use tandem_tests::config::Pace;
+use tandem_tests::config::{Files, Pace, new_key};
 use tandem_tests::lab::{GUEST, Host, Lab};
 use tandem_tests::process::{Launch, Process};
 use tandem_tests::side::Side;
@@ -135,22 +134,23 @@ impl Stage {
             config: config(&self.machine.root(), &orders.cmdline(&self.cmdline), self.pace),
             key: new_key()?,
         };
-        let directory = self.machine.fresh(&shared)?;
+        let files = self.machine.fresh(&shared)?;
         let (process, console) = match kind {
             Kind::Alone => {
-                (Runs::Tandem(self.machine.start("run", &self.lab, Host::Primary, &directory)?), "run.out")
+                (Runs::Tandem(self.machine.start("run", &self.lab, Host::Primary, &files)?), "run.out")
             }
-            Kind::Pair => (Runs::Tandem(self.pair(&directory, &shared)?), "primary.out"),
-            Kind::Qemu => (Runs::Qemu(self.qemu(&directory, orders)?), "qemu.out"),
+            Kind::Pair => (Runs::Tandem(self.pair(&files, &shared)?), "primary.out"),
+            Kind::Qemu => (Runs::Qemu(self.qemu(&files.directory, orders)?), "qemu.out"),
         };
+        let directory = files.directory;
         let console = directory.join(console);
         let (lines, told) = (Lines::default(), Vec::new());
         Ok(Vm { kind, process, directory, console, read: 0, lines, told })
     }
 
-    fn pair(&mut self, directory: &Path, shared: &Shared) -> Result<Side> {
-        self.backup.start(&self.machine, &self.lab, directory, shared)?;
-        let mut primary = self.machine.start("primary", &self.lab, Host::Primary, directory)?;
+    fn pair(&mut self, files: &Files, shared: &Shared) -> Result<Side> {
+        self.backup.start(&self.machine, &self.lab, files, shared)?;
+        let mut primary = self.machine.start("primary", &self.lab, Host::Primary, files)?;
         primary.wait_for_role(&[Role::Primary], Duration::from_secs(3) * self.pace.patience)?;
         Ok(primary)
     }
@@ -322,7 +322,7 @@ impl Stage {
 impl Vm {
     /// Reads what is new on the console.
     fn listen(&mut self) -> Result<()> {
-        use std::io::{Seek, SeekFrom};
+        use std::io::{Read, Seek, SeekFrom};
         let mut file = fs::File::open(&self.console)?;
         file.seek(SeekFrom::Start(self.read))?;
         let mut bytes = Vec::new();
@@ -395,13 +395,4 @@ fn run(program: &str, args: &[&std::ffi::OsStr]) -> Result<()> {
         Command::new(program).args(args).output().with_context(|| format!("cannot run {program}"))?;
     ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(())
-}
-
-/// 32 random bytes in hex.
-fn new_key() -> Result<String> {
-    let mut bytes = [0u8; 32];
-    fs::File::open("/dev/urandom")
-        .and_then(|mut file| file.read_exact(&mut bytes))
-        .context("no randomness")?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

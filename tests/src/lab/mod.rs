@@ -43,6 +43,12 @@ pub const PRIMARY: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 /// The backup's end of the log's cable.
 pub const BACKUP: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 
+/// The address of the guest's card, as text.
+#[must_use]
+pub fn guest_mac() -> String {
+    GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 /// Which of the two hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Host {

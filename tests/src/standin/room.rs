@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use super::{MISDEED, Misdeed, ROOM};
-use crate::lab::{GUEST, GUEST_MAC, Lab, Namespace};
+use crate::lab::{GUEST, Lab, Namespace, guest_mac};
 use crate::process::{Launch, Process};
 
 /// The sides' end of the room's cable.
@@ -28,7 +28,7 @@ impl Room {
     /// Without redis-server.
     pub fn new(lab: &Lab, directory: &Path) -> anyhow::Result<Self> {
         let namespace = lab.annexe('g')?;
-        let mac = GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
+        let mac = guest_mac();
         namespace.batch(&format!(
             "link add eth0 address {mac} type veth peer name {DOOR}\n\
              address add {GUEST}/24 dev eth0\nlink set eth0 up\nlink set {DOOR} up\n"

@@ -146,7 +146,7 @@ pub enum LogTransport {
 
 /// `completion`: how the threads that receive learn of what came, over TCP and over RDMA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RdmaCompletion {
+pub enum LogCompletion {
     /// They sleep until the kernel wakes them.
     Events,
     /// They look for 50 µs, then sleep.
@@ -178,7 +178,7 @@ pub struct PairConfig {
     /// `transport`: what carries the log; default TCP.
     pub transport: LogTransport,
     /// `completion`: how a receiving thread learns of what came; default events.
-    pub completion: RdmaCompletion,
+    pub completion: LogCompletion,
     /// `ack`: what an output waits for; default read. Placed only with RDMA and without `encrypt`.
     pub ack: LogAck,
     /// `busy_poll_us`: with TCP, the kernel polls the network card for so long while a receiving thread waits; 0 to

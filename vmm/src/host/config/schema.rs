@@ -13,8 +13,8 @@ use toml::de::DeTable;
 use super::problem::{Problem, line_of};
 use super::section::{At, Problems, Section};
 use super::{
-    Config, DiskConfig, Kernel, LogAck, LogTransport, MIB, MacAddress, MachineConfig, NetConfig, PairConfig,
-    RdmaCompletion, SerialConfig, SerialInput, SerialOutput, Tsc,
+    Config, DiskConfig, Kernel, LogAck, LogCompletion, LogTransport, MIB, MacAddress, MachineConfig,
+    NetConfig, PairConfig, SerialConfig, SerialInput, SerialOutput, Tsc,
 };
 
 /// Every key by section; the empty section is the top of the file.
@@ -47,11 +47,8 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
 ];
 
 const TRANSPORTS: [(&str, LogTransport); 2] = [("tcp", LogTransport::Tcp), ("rdma", LogTransport::Rdma)];
-const COMPLETIONS: [(&str, RdmaCompletion); 3] = [
-    ("events", RdmaCompletion::Events),
-    ("adaptive", RdmaCompletion::Adaptive),
-    ("busy", RdmaCompletion::Busy),
-];
+const COMPLETIONS: [(&str, LogCompletion); 3] =
+    [("events", LogCompletion::Events), ("adaptive", LogCompletion::Adaptive), ("busy", LogCompletion::Busy)];
 const ACKS: [(&str, LogAck); 2] = [("read", LogAck::Read), ("placed", LogAck::Placed)];
 
 /// Most cards, and most disks, that a machine can have.

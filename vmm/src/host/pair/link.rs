@@ -9,7 +9,7 @@ use tandem_logchan::transport::tcp::TcpConfig;
 
 #[cfg(feature = "rdma")]
 use crate::host::config::{LogAck, LogTransport};
-use crate::host::config::{PairConfig, RdmaCompletion};
+use crate::host::config::{LogCompletion, PairConfig};
 
 /// Patience with a peer that shakes hands, and that sets up an RDMA connection.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -26,9 +26,9 @@ pub(super) fn link(pair: &PairConfig) -> Link {
             send_buffer: buffer,
             ring: buffer,
             completion: match pair.completion {
-                RdmaCompletion::Events => Completion::Events,
-                RdmaCompletion::Adaptive => Completion::Adaptive(SPIN),
-                RdmaCompletion::Busy => Completion::Busy,
+                LogCompletion::Events => Completion::Events,
+                LogCompletion::Adaptive => Completion::Adaptive(SPIN),
+                LogCompletion::Busy => Completion::Busy,
             },
             placed: pair.ack == LogAck::Placed,
             patience: patience(pair),
@@ -37,9 +37,9 @@ pub(super) fn link(pair: &PairConfig) -> Link {
         _ => TcpConfig {
             send_buffer: buffer,
             spin: match pair.completion {
-                RdmaCompletion::Events => Duration::ZERO,
-                RdmaCompletion::Adaptive => SPIN,
-                RdmaCompletion::Busy => Duration::MAX,
+                LogCompletion::Events => Duration::ZERO,
+                LogCompletion::Adaptive => SPIN,
+                LogCompletion::Busy => Duration::MAX,
             },
             registered: pair.registered_buffers,
             busy_poll: pair.busy_poll,
