@@ -68,6 +68,7 @@ fn wire() -> Vec<u8> {
     builder.forced_stop(5, &stop_image().pack(true).unwrap(), 0);
     builder.input(5, &time(9_000_000_000));
     builder.input(6, &Input::Console(b"x"));
+    builder.input(6, &Input::ShadowDropped);
     builder.input(7, &Input::DiskDone { disk: 0, tag: 1, status: DiskStatus::Ok, data: &[1; 512] });
     wire.extend_from_slice(frames.encode(&header(Kind::Batch, 3), builder.seal(7, 0x5678)).unwrap());
     wire
@@ -118,5 +119,5 @@ fn the_log_among_the_seeds_can_be_played() {
             }
         }
     }
-    assert_eq!((events, player.horizon()), (7, 7));
+    assert_eq!((events, player.horizon()), (8, 7));
 }

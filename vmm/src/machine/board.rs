@@ -377,6 +377,8 @@ impl Board {
                 let slot = self.console().ok_or(InputError::NoDevice { kind: "console", number: 0 })?;
                 let _ = self.virtio[slot].type_in(bytes, memory);
             }
+            // The vCPU's business.
+            Input::ShadowDropped => {}
         }
         self.update_lines();
         Ok(())

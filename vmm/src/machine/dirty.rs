@@ -79,6 +79,18 @@ impl DirtyLog {
         Ok(())
     }
 
+    /// How many pages were written since each was protected last, where that can be told without protecting them.
+    ///
+    /// # Errors
+    /// When KVM fails or does not log.
+    pub(super) fn count(&mut self, vm: &VmFd) -> Result<Option<usize>, kvm_ioctls::Error> {
+        if !self.manual {
+            return Ok(None);
+        }
+        self.read(vm)?;
+        Ok(Some(self.bitmap.iter().map(|word| word.count_ones() as usize).sum()))
+    }
+
     /// Numbers of the pages read last, rising.
     pub(super) fn numbers(&self) -> Vec<u64> {
         let mut numbers = Vec::new();

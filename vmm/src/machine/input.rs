@@ -32,6 +32,10 @@ pub enum Input<'a> {
     Serial(&'a [u8]),
     /// Bytes typed at the virtio console.
     Console(&'a [u8]),
+    /// The host made KVM forget its shadow of the guest's page tables. What the guest touches next is a fault, at which
+    /// KVM looks at the guest's tables and sets accessed bits: so both sides forget it. Nothing where the CPU
+    /// translates by itself.
+    ShadowDropped,
 }
 
 /// How a disk request ended.

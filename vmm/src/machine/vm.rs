@@ -286,6 +286,9 @@ impl Machine {
     /// # Errors
     /// When it does not fit this machine.
     pub fn apply(&mut self, input: &Input<'_>, out: &mut dyn Outputs) -> Result<(), MachineError> {
+        if *input == Input::ShadowDropped {
+            return self.drop_shadow();
+        }
         Ok(self.board.apply(input, self.ram.memory(), out)?)
     }
 

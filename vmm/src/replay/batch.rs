@@ -9,9 +9,9 @@ use rkyv::{Archive, Deserialize, Serialize};
 pub use super::entry::{ArchivedEntry, DISK_FAILED, Entry};
 
 /// What the archive layout is; goes into the handshake. Change it whenever a type below changes.
-pub const SCHEMA: &str = "batch-2 {base:u64 horizon:u64 time:u64 digest:u64 entries:[time{at,ns} \
+pub const SCHEMA: &str = "batch-3 {base:u64 horizon:u64 time:u64 digest:u64 entries:[time{at,ns} \
     time-long{at,lo,hi} packet{at,nic,start,len} disk{at,tag,start,len,tag_high,disk} serial{at,start,len} \
-    console{at,start,len} stop{at,start,len,captured}] blob:[u8] captured:[u8]} stop-image-3 vcpu-image-2";
+    console{at,start,len} stop{at,start,len,captured} shadow{at}] blob:[u8] captured:[u8]} stop-image-3 vcpu-image-2";
 
 /// A run of the log.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
@@ -50,14 +50,24 @@ pub enum Kind {
     ForcedStop,
     /// Values of captured instructions.
     Captured,
+    /// Drops of KVM's shadow page tables.
+    Shadow,
     /// Batches and frames around the entries.
     Framing,
 }
 
 impl Kind {
     /// All kinds, in the order of [`Kind::index`].
-    pub const ALL: [Self; 7] =
-        [Self::Time, Self::Packet, Self::Disk, Self::Typed, Self::ForcedStop, Self::Captured, Self::Framing];
+    pub const ALL: [Self; 8] = [
+        Self::Time,
+        Self::Packet,
+        Self::Disk,
+        Self::Typed,
+        Self::ForcedStop,
+        Self::Captured,
+        Self::Shadow,
+        Self::Framing,
+    ];
 
     /// Position in [`Kind::ALL`].
     #[must_use]
@@ -75,6 +85,7 @@ impl Kind {
             Self::Typed => "typed",
             Self::ForcedStop => "forced-stop",
             Self::Captured => "captured",
+            Self::Shadow => "shadow",
             Self::Framing => "framing",
         }
     }

@@ -22,7 +22,7 @@ pub struct BatchBuilder {
     time: u64,
     /// First and last point of the batch's entries.
     points: Option<(u64, u64)>,
-    /// Whether any entry of the batch is more than time.
+    /// Whether any entry of the batch came from outside the host.
     outside: bool,
     /// How captured values are packed.
     codec: Codec,
@@ -82,6 +82,7 @@ impl BatchBuilder {
                 let (start, len) = self.payload(bytes);
                 Entry::Console { at, start, len }
             }
+            Input::ShadowDropped => Entry::ShadowDropped { at },
         };
         self.push(point, entry);
     }
@@ -109,12 +110,12 @@ impl BatchBuilder {
             | Entry::Serial { len, .. }
             | Entry::Console { len, .. }
             | Entry::ForcedStop { len, .. } => len as usize,
-            Entry::Time { .. } | Entry::TimeLong { .. } => 0,
+            Entry::Time { .. } | Entry::TimeLong { .. } | Entry::ShadowDropped { .. } => 0,
         };
         self.traffic.add(entry.kind(), Entry::ARCHIVED_LEN + payload);
         self.batch.entries.push(entry);
         self.points = Some((self.points.map_or(point, |(first, _)| first), point));
-        self.outside |= entry.kind() != Kind::Time;
+        self.outside |= !matches!(entry.kind(), Kind::Time | Kind::Shadow);
     }
 
     fn at(&self, point: u64) -> u32 {
@@ -146,7 +147,7 @@ impl BatchBuilder {
         !self.batch.entries.is_empty() || !self.batch.captured.is_empty()
     }
 
-    /// Whether there are entries that came from outside: anything but time.
+    /// Whether there are entries that came from outside the host: anything but time and the shadow's drops.
     #[must_use]
     pub const fn has_outside_entries(&self) -> bool {
         self.outside

@@ -84,6 +84,11 @@ pub enum Entry {
         /// Captured instructions between the last exit and the stop: a follower does not execute them.
         captured: u32,
     },
+    /// KVM's shadow of the guest's page tables was dropped.
+    ShadowDropped {
+        /// Point delta.
+        at: u32,
+    },
 }
 
 impl Entry {
@@ -96,6 +101,7 @@ impl Entry {
             Self::DiskDone { .. } => Kind::Disk,
             Self::Serial { .. } | Self::Console { .. } => Kind::Typed,
             Self::ForcedStop { .. } => Kind::ForcedStop,
+            Self::ShadowDropped { .. } => Kind::Shadow,
         }
     }
 

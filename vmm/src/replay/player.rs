@@ -82,6 +82,7 @@ impl Event<'_> {
             Self::Input(Input::Packet { .. }) => Kind::Packet,
             Self::Input(Input::DiskDone { .. }) => Kind::Disk,
             Self::Input(Input::Serial(_) | Input::Console(_)) => Kind::Typed,
+            Self::Input(Input::ShadowDropped) => Kind::Shadow,
             Self::ForcedStop { .. } => Kind::ForcedStop,
         }
     }
@@ -90,7 +91,7 @@ impl Event<'_> {
     #[must_use]
     pub const fn payload(&self) -> &[u8] {
         match self {
-            Self::Input(Input::Time(_)) => &[],
+            Self::Input(Input::Time(_) | Input::ShadowDropped) => &[],
             Self::Input(Input::Packet { frame: bytes, .. } | Input::DiskDone { data: bytes, .. })
             | Self::Input(Input::Serial(bytes) | Input::Console(bytes))
             | Self::ForcedStop { image: bytes, .. } => bytes,
@@ -204,6 +205,7 @@ impl Player {
                 let image = payload(start.into(), len.into())?;
                 (at, Event::ForcedStop { image, captured: captured.to_native() })
             }
+            ArchivedEntry::ShadowDropped { at } => (at, Event::Input(Input::ShadowDropped)),
         };
         let point = batch.base.to_native().saturating_add(at.to_native().into());
         // Inputs of the point behind the horizon may be there already: the recorder idles at it.
@@ -238,6 +240,7 @@ mod tests {
         Packet(u8, Vec<u8>),
         Disk(u8, u64, bool, Vec<u8>),
         Serial(Vec<u8>),
+        Shadow,
         Stop(Vec<u8>),
         Points(u64),
         Seal,
@@ -251,6 +254,7 @@ mod tests {
             (0u8..128, 0u64..1 << 48, any::<bool>(), bytes.clone())
                 .prop_map(|(d, t, o, b)| Op::Disk(d, t, o, b)),
             bytes.clone().prop_map(Op::Serial),
+            Just(Op::Shadow),
             bytes.prop_map(Op::Stop),
             (0u64..5).prop_map(Op::Points),
             Just(Op::Seal),
@@ -277,6 +281,7 @@ mod tests {
                         status: if *ok { DiskStatus::Ok } else { DiskStatus::IoError },
                     }),
                     Op::Serial(b) => Some(Input::Serial(b)),
+                    Op::Shadow => Some(Input::ShadowDropped),
                     Op::Stop(image) => {
                         point += 1;
                         builder.forced_stop(point, image, 3);

@@ -17,7 +17,7 @@ use super::builder::BatchBuilder;
 use super::hot_pages::HotPages;
 use super::output_commit::{self, Ahead, Debt};
 use super::run::{Driver, Flow, Phase, Run};
-use super::stop::{Packer, ResetPolicy, StopCounts, StopError, Stopped};
+use super::stop::{self, Packer, ResetPolicy, StopCounts, StopError, Stopped};
 use super::stop_pace::StopPace;
 use super::trace::ExitRecord;
 
@@ -103,6 +103,10 @@ const OBSERVE: u64 = 50_000_000;
 /// A guest without any exit is stopped after so many bounds even if nothing waits for it: the backup
 /// cannot follow further than the last point.
 const IDLE_BOUNDS: u64 = 20;
+
+/// Where KVM keeps shadow page tables, a forced stop may become so many pages large, 8 MiB, before the shadow is dropped
+/// to keep it small.
+const SHADOWED_PAGES: usize = 2048;
 
 /// Records a machine's run.
 #[derive(Debug)]
@@ -268,13 +272,29 @@ where
         Ok(())
     }
 
+    /// Protects pages that were written. The guest's next write to each is a fault on this side only: where KVM shadows
+    /// the guest's page tables, such a fault also sets accessed bits, so both sides drop the shadow here. That costs
+    /// a fault for every page in use, and is done only if a forced stop would be larger than is good.
+    fn reset_dirty_log(&mut self, run: &mut Run) -> Result<(), L::Error> {
+        let shadowed = run.machine.shadow_paging();
+        if shadowed && run.machine.dirty_pages()?.is_some_and(|pages| pages < SHADOWED_PAGES) {
+            return Ok(());
+        }
+        run.machine.reset_dirty_log(|written| self.hot.look(written))?;
+        if shadowed {
+            self.log.wait_for_next(true);
+            self.log_input(run.point(), &Input::ShadowDropped);
+            run.machine.apply(&Input::ShadowDropped, &mut self.log)?;
+        }
+        Ok(())
+    }
+
     fn force_stop(&mut self, run: &mut Run, cpu: u64) -> Result<(), L::Error> {
         self.stop_pace.begins(cpu);
         if self.log.enabled() {
             let stopped = Stopped::capture(&mut run.machine, &mut self.hot)?;
-            // As the backup will: what the CPU has cached of the guest's page tables, and what cannot be seen in
-            // the image, is then equally forgotten on both sides.
-            run.machine.load_vcpu(stopped.vcpu())?;
+            // As the backup will.
+            stop::settle_in(&mut run.machine, stopped.vcpu())?;
             self.stops.stops += 1;
             self.stops.pages += stopped.pages() as u64;
             self.stops.raw_bytes += (stopped.pages() * PAGE_SIZE) as u64;
@@ -329,7 +349,7 @@ where
             self.apply(run, now)?;
         }
         if self.log.enabled() && self.resets.due(now.as_nanos()) {
-            run.machine.reset_dirty_log(|written| self.hot.look(written)).map_err(L::Error::from)?;
+            self.reset_dirty_log(run)?;
         }
         self.bind_outputs(run);
         Ok(Flow::Continue)

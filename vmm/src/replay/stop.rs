@@ -226,7 +226,7 @@ impl StopImage {
         Ok(image)
     }
 
-    /// Loads the pages into memory. Whether any was not there already. `shipped` has seen every part before
+    /// Loads the pages into memory. `shipped` has seen every part before
     /// this one, and no other.
     ///
     /// # Errors
@@ -236,13 +236,12 @@ impl StopImage {
         ram: &GuestRam,
         shipped: &mut Shipped,
         counts: &mut StopCounts,
-    ) -> Result<bool, StopError> {
+    ) -> Result<(), StopError> {
         if self.part != shipped.parts() {
             return Err(StopError::Damaged("a part before it is missing"));
         }
         shipped.next_part();
         let mut old = [0; PAGE_SIZE / 8];
-        let mut replaced = false;
         let mut lines = self.lines.as_chunks::<LINE>().0;
         for (number, changed) in self.pages.iter().zip(&self.changed) {
             ram.read_words(*number, &mut old)?;
@@ -253,13 +252,22 @@ impl StopImage {
                 counts.already_there += 1;
             } else {
                 ram.write_words(*number, page)?;
-                replaced = true;
             }
         }
         counts.pages += self.pages.len() as u64;
         counts.raw_bytes += (self.pages.len() * PAGE_SIZE) as u64;
-        Ok(replaced)
+        Ok(())
     }
+}
+
+/// Loads a stop's vCPU on either side, the one that made it too: what the CPU and KVM have cached of the guest's page
+/// tables, and what cannot be seen in the image, is then equally forgotten on both.
+///
+/// # Errors
+/// When KVM refuses it.
+pub fn settle_in(machine: &mut Machine, vcpu: &VcpuImage) -> Result<(), StopError> {
+    machine.drop_shadow()?;
+    Ok(machine.load_vcpu(vcpu)?)
 }
 
 /// Loads a whole stop, all its parts in order, into a machine that stands at the exit before it. `shipped` has seen
@@ -275,17 +283,14 @@ pub fn load<'a>(
 ) -> Result<(), StopError> {
     // First: an unfinished exit would write its answer over what is loaded.
     machine.settle()?;
-    let (mut vcpu, mut replaced) = (None, false);
+    let mut vcpu = None;
     for packed in parts {
         let image = StopImage::unpack(packed)?;
-        replaced |= image.load_pages(machine.ram(), shipped, counts)?;
+        image.load_pages(machine.ram(), shipped, counts)?;
         counts.packed_bytes += packed.len() as u64;
         vcpu = Some(image.vcpu);
     }
-    if replaced {
-        machine.pages_replaced()?;
-    }
-    machine.load_vcpu(&vcpu.ok_or(StopError::Damaged("no part"))?)?;
+    settle_in(machine, &vcpu.ok_or(StopError::Damaged("no part"))?)?;
     counts.stops += 1;
     Ok(())
 }

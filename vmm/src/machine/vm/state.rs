@@ -41,11 +41,17 @@ impl Machine {
         self.settle()
     }
 
-    /// Tells KVM that pages were written from outside that the guest may use as page tables.
+    /// Whether KVM keeps shadow page tables here.
+    #[must_use]
+    pub const fn shadow_paging(&self) -> bool {
+        self.shadow_paging
+    }
+
+    /// Makes KVM forget its shadow of the guest's page tables, where it keeps one.
     ///
     /// # Errors
     /// When KVM refuses it.
-    pub fn pages_replaced(&mut self) -> Result<(), MachineError> {
+    pub fn drop_shadow(&mut self) -> Result<(), MachineError> {
         let Some(slot) = self.ram.slots().next().filter(|_| self.shadow_paging) else { return Ok(()) };
         // SAFETY: guest RAM is mapped as long as `ram` lives, and begins at a page.
         unsafe { shadow::drop_shadow(&self.vm, slot.host_address) }.map_err(kvm("KVM_SET_USER_MEMORY_REGION"))
@@ -61,6 +67,15 @@ impl Machine {
         let pages = self.dirty.numbers();
         self.dirty.protect(&self.vm, choose).map_err(kvm("KVM_CLEAR_DIRTY_LOG"))?;
         Ok(pages)
+    }
+
+    /// How many pages [`Machine::take_dirty_pages`] would give now; `None` where KVM cannot say without protecting them
+    /// (before Linux 5.1).
+    ///
+    /// # Errors
+    /// When KVM fails or dirty logging is off.
+    pub fn dirty_pages(&mut self) -> Result<Option<usize>, MachineError> {
+        self.dirty.count(&self.vm).map_err(kvm("KVM_GET_DIRTY_LOG"))
     }
 
     /// Forgets which pages were written so far, of those that `choose` leaves.
