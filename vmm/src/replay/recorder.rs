@@ -18,7 +18,7 @@ use super::hot_pages::HotPages;
 use super::output_commit::{self, Ahead, Debt};
 use super::run::{Driver, Flow, Phase, Run};
 use super::stop::{self, Packer, ResetPolicy, StopCounts, StopError, Stopped};
-use super::stop_pace::StopPace;
+use super::stop_pace::{Limits, Spent, StopPace};
 use super::trace::ExitRecord;
 
 /// Where inputs come from. Implemented by the host: it has the clock and the threads.
@@ -34,6 +34,8 @@ pub trait Inputs {
     /// CPU time that this thread has had, in nanoseconds. Tells a guest that computes from one that
     /// the host does not run.
     fn cpu_time(&mut self) -> u64;
+    /// The same, with what of it passed in the kernel. Dearer to ask for.
+    fn spent(&mut self) -> Spent;
     /// Sleeps until an input is pending, `until` has come, or the run is asked to leave. May return
     /// early.
     fn wait(&mut self, until: Option<VirtualTime>);
@@ -103,6 +105,9 @@ const OBSERVE: u64 = 50_000_000;
 /// A guest without any exit is stopped after so many bounds even if nothing waits for it: the backup
 /// cannot follow further than the last point.
 const IDLE_BOUNDS: u64 = 20;
+
+/// Where forced stops are dear, a guest that is to be stopped computes for so many bounds at most.
+const DEAR_BOUNDS: u64 = 40;
 
 /// Where KVM keeps shadow page tables, a forced stop may become so many pages large, 8 MiB, before the shadow is dropped
 /// to keep it small.
@@ -417,8 +422,7 @@ where
             self.commit(run)?;
         }
         if self.stop_pace.is_open() {
-            let cpu = self.inputs.cpu_time();
-            self.stop_pace.ends(cpu);
+            self.stop_pace.ends(self.inputs.spent());
         }
         Ok(if self.inputs.leave() { Flow::Leave } else { Flow::Continue })
     }
@@ -453,7 +457,12 @@ where
         let computed = cpu.saturating_sub(since);
         let longest = self.pace.bound * IDLE_BOUNDS;
         let long = (waits && computed >= self.pace.bound / 4) || computed >= longest;
-        if long && self.stop_pace.may_stop(cpu, longest) {
+        let limits = Limits {
+            bound: self.pace.bound,
+            longest: self.pace.bound * DEAR_BOUNDS,
+            shadowed: self.log.enabled() && run.machine.shadow_paging(),
+        };
+        if long && self.stop_pace.may_stop(self.inputs.spent(), limits) {
             self.force_stop(run, cpu)?;
         }
         Ok(Flow::Continue)

@@ -14,6 +14,7 @@ use tandem_logchan::ring::{self, Consumer, Producer};
 use crate::machine::input::{DiskStatus, Input};
 use crate::machine::time::VirtualTime;
 use crate::replay::recorder::Inputs;
+use crate::replay::stop_pace::Spent;
 
 use super::clock::HostClock;
 
@@ -216,6 +217,15 @@ impl Inputs for HostInputs {
         // SAFETY: the structure is valid for the call, which cannot fail for this clock.
         unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
         time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    }
+
+    fn spent(&mut self) -> Spent {
+        // SAFETY: all zeros are a valid `rusage`.
+        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+        // SAFETY: the structure is valid for the call, which cannot fail for this thread.
+        unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+        let nanos = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
+        Spent { all: self.cpu_time(), kernel: nanos(usage.ru_stime) }
     }
 
     fn wait(&mut self, until: Option<VirtualTime>) {
