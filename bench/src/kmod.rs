@@ -10,9 +10,8 @@ use anyhow::{Context, ensure};
 use kvm_ioctls::{Kvm, SyncReg};
 use serde::Serialize;
 use tandem_kmod_brain::abi::Pause;
-use tandem_kmod_brain::trap::ALL_TRAPS;
 use tandem_tests::kmod::guest;
-use tandem_tests::kmod::vm::{End, Ring, Tiny};
+use tandem_tests::kmod::vm::{End, Ring, Tiny, all_traps};
 use tandem_vmm::machine::cpu::capture::{CaptureMode, GUEST_KHZ};
 
 /// RDTSC is two bytes long.
@@ -44,7 +43,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let system = Kvm::new().context("cannot open /dev/kvm")?;
     let mut vm = Tiny::new(&system)?;
     // A turn's values fit into the ring, so that nothing else is measured.
-    vm.register(ALL_TRAPS, args.instructions.max(16).next_power_of_two(), CaptureMode::Record)?;
+    vm.register(all_traps()?, args.instructions.max(16).next_power_of_two(), CaptureMode::Record)?;
     vm.vcpu.set_sync_valid_reg(SyncReg::Register);
     ensure!(args.turns > 0 && args.instructions > 0, "nothing to measure");
     let mut times: [Vec<Duration>; 4] = Default::default();
