@@ -25,28 +25,68 @@ struct Random {
     trap: Trap,
     destination: u8,
     size: u8,
+    /// In 32-bit code of compatibility mode, with 16-bit addresses.
+    compatible: bool,
 }
 
 impl Random {
-    /// Those that this host can capture, by all destinations and sizes.
-    fn all(system: &Kvm) -> Result<Vec<Self>> {
+    /// Those that this host can capture, by all destinations and by these sizes.
+    fn of_sizes(system: &Kvm, sizes: &'static [u8]) -> Result<Vec<Self>> {
         let traps = available(system)?;
         let of = |trap| {
             (0..16).flat_map(move |destination| {
-                [2, 4, 8].into_iter().map(move |size| Self { trap, destination, size })
+                let of_size = move |size: &u8| Self { trap, destination, size: *size, compatible: false };
+                sizes.iter().map(of_size)
             })
         };
         Ok(traps.into_iter().flat_map(of).collect())
     }
 
+    fn all(system: &Kvm) -> Result<Vec<Self>> {
+        Self::of_sizes(system, &[2, 4, 8])
+    }
+
     /// SDM volume 2B: NFx 0F C7 /6 and /7.
     fn code(self) -> Vec<u8> {
-        let (rex, mode) =
-            (0x40 | u8::from(self.size == 8) << 3 | self.destination >> 3, self.destination & 7);
         let extension = if self.trap == Trap::Rdrand { 6 } else { 7 };
         let mut code = if self.size == 2 { vec![0x66] } else { vec![] };
-        code.extend([rex, 0x0f, 0xc7, 0xc0 | extension << 3 | mode]);
+        code.push(if self.compatible {
+            0x67
+        } else {
+            0x40 | u8::from(self.size == 8) << 3 | self.destination >> 3
+        });
+        code.extend([0x0f, 0xc7, 0xc0 | extension << 3 | self.destination & 7]);
         code
+    }
+
+    /// Puts the vCPU in front of it, and of an end.
+    fn start(self, vm: &Tiny, ring: Ring) -> Result<()> {
+        start(vm, &[self.code(), OUT.to_vec()].concat(), PROGRAM, ring)?;
+        if self.compatible {
+            let mut sregs = vm.vcpu.get_sregs()?;
+            (sregs.cs.l, sregs.cs.db) = (0, 1);
+            vm.vcpu.set_sregs(&sregs)?;
+        }
+        Ok(())
+    }
+
+    /// Records it, and checks all that it did; gives the value.
+    fn check(self, vm: &mut Tiny, ring: Ring) -> Result<u64> {
+        self.start(vm, ring)?;
+        let (mut wanted, flags) = registers(vm)?;
+        done(vm)?;
+        let entries = drain(vm)?;
+        ensure!(entries.len() == 1, "{} recorded of {self:?} in {ring:?}", entries.len());
+        let Entry { trap, value, .. } = entries[0];
+        ensure!(trap == self.trap, "{trap:?} instead of {self:?}");
+        let destination = &mut wanted[usize::from(self.destination)];
+        *destination = if self.size == 2 { *destination & !0xffff | value } else { value };
+        ensure!(self.size == 8 || value >> (8 * self.size) == 0, "{value:#x} of {self:?}");
+        let (found, after) = registers(vm)?;
+        ensure!(found == wanted, "{found:x?} instead of {wanted:x?} by {self:?} in {ring:?}");
+        let flags = flags & !STATUS | CARRY;
+        ensure!(after == flags, "RFLAGS {after:#x} instead of {flags:#x} by {self:?} in {ring:?}");
+        Ok(value)
     }
 }
 
@@ -111,28 +151,15 @@ fn program(all: &[Random]) -> Vec<u8> {
 }
 
 pub(super) fn recorded(system: &Kvm) -> Result<()> {
-    let all = Random::all(system)?;
+    let all = Random::of_sizes(system, &[4, 8])?;
+    // Enough registers for 32-bit code.
+    let narrow = Random::of_sizes(system, &[2, 4])?.into_iter().filter(|random| random.destination < 8);
+    let narrow: Vec<_> = narrow.map(|random| Random { compatible: true, ..random }).collect();
     for ring in RINGS {
         let mut vm = recorder(system, 1024)?;
         let mut whole = Vec::new();
-        for random in &all {
-            start(&vm, &[random.code(), OUT.to_vec()].concat(), PROGRAM, ring)?;
-            let (mut wanted, flags) = registers(&vm)?;
-            done(&mut vm)?;
-            let entries = drain(&mut vm)?;
-            ensure!(entries.len() == 1, "{} recorded of {random:?} in {ring:?}", entries.len());
-            let Entry { trap, value, .. } = entries[0];
-            ensure!(trap == random.trap, "{trap:?} instead of {random:?}");
-            let destination = &mut wanted[usize::from(random.destination)];
-            *destination = match random.size {
-                2 => *destination & !0xffff | value,
-                _ => value,
-            };
-            ensure!(random.size == 8 || value >> (8 * random.size) == 0, "{value:#x} of {random:?}");
-            let (found, after) = registers(&vm)?;
-            ensure!(found == wanted, "{found:x?} instead of {wanted:x?} by {random:?} in {ring:?}");
-            let flags = flags & !STATUS | CARRY;
-            ensure!(after == flags, "RFLAGS {after:#x} instead of {flags:#x} by {random:?} in {ring:?}");
+        for random in all.iter().chain(&narrow) {
+            let value = random.check(&mut vm, ring)?;
             if random.size == 8 {
                 whole.push(value);
             }
@@ -142,6 +169,24 @@ pub(super) fn recorded(system: &Kvm) -> Result<()> {
         whole.sort_unstable();
         whole.dedup();
         ensure!(64 * whole.len() as u32 == bits, "a value came twice");
+    }
+    Ok(())
+}
+
+pub(super) fn narrow(system: &Kvm) -> Result<()> {
+    let all = Random::of_sizes(system, &[2])?;
+    for ring in RINGS {
+        let mut vm = recorder(system, 1024)?;
+        for random in &all {
+            random.start(&vm, ring)?;
+            done(&mut vm)?;
+            if drain(&mut vm)?.first().is_some_and(|entry| entry.value >> 16 != 0) {
+                bail!(Skipped(
+                    "this CPU tells the address size of RDRAND for its operand size in 64-bit code (Bochs does)"
+                ));
+            }
+            random.check(&mut vm, ring)?;
+        }
     }
     Ok(())
 }
@@ -175,7 +220,7 @@ pub(super) fn diverged(system: &Kvm) -> Result<()> {
         for trap in others {
             let mut vm = Tiny::new(system)?;
             vm.register(all_traps()?, 16, CaptureMode::Replay)?;
-            start(&vm, &[random.code(), OUT.to_vec()].concat(), PROGRAM, Ring::User)?;
+            random.start(&vm, Ring::User)?;
             feed(&mut vm, &[Entry { trap, value: 1, ordinal: 0 }])?;
             let before = registers(&vm)?;
             for _ in 0..2 {
@@ -229,7 +274,7 @@ pub(super) fn hidden(system: &Kvm) -> Result<()> {
                     vm.register(all_traps()?, 16, CaptureMode::Record)?;
                 }
                 for turn in 0..2 {
-                    start(&vm, &[random.code(), OUT.to_vec()].concat(), PROGRAM, ring)?;
+                    random.start(&vm, ring)?;
                     let end = vm.run()?;
                     ensure!(end == End::Done(guest::BY_FAULT), "{end:x?} at {random:?}, turn {turn}");
                     ensure!(vm.word(guest::CAUGHT)? == PROGRAM, "a fault somewhere else");
@@ -240,7 +285,7 @@ pub(super) fn hidden(system: &Kvm) -> Result<()> {
                     }
                 }
                 vm.capture = None;
-                start(&vm, &[random.code(), OUT.to_vec()].concat(), PROGRAM, ring)?;
+                random.start(&vm, ring)?;
                 let end = vm.run()?;
                 ensure!(end == End::Done(guest::BY_FAULT), "{end:x?} after it was let go");
             }

@@ -49,6 +49,7 @@ pub const ALL: &[Trial] = &[
         "RDRAND and RDSEED fill each register by its size, set CF alone, and are recorded",
         random_numbers::recorded,
     ),
+    ("so do those of 16 bits in 64-bit code", random_numbers::narrow),
     ("a replay gives the same random numbers, registers and digest", random_numbers::replayed),
     ("another instruction than RDRAND or RDSEED is a divergence", random_numbers::diverged),
     ("RDRAND and RDSEED at the end of a page", random_numbers::page_end),

@@ -219,6 +219,17 @@ impl Tiny {
         Ok(())
     }
 
+    /// Reads guest memory.
+    ///
+    /// # Errors
+    /// When it lies outside.
+    pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+        let place = self.ram.at(address, bytes.len())?;
+        // SAFETY: within the mapping; the vCPU does not run.
+        unsafe { std::ptr::copy_nonoverlapping(place, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
     /// Reads a word of guest memory.
     ///
     /// # Errors
