@@ -180,7 +180,7 @@ impl Device {
         if ask.version != abi::VERSION
             || ask.size as usize != core::mem::size_of::<abi::Register>()
             || ask.traps == 0
-            || ask.traps & !isa.traps != 0
+            || ask.traps & !isa.traps() != 0
         {
             return Err(EINVAL);
         }
@@ -200,7 +200,7 @@ fn info() -> Result<abi::Info> {
     Ok(abi::Info {
         version: abi::VERSION,
         isa: isa.number,
-        traps: isa.traps,
+        traps: isa.traps(),
         host_khz: shim::tandem_host_khz(),
         vcpus: *REGISTERED.lock(),
         reserved: 0,

@@ -14,6 +14,7 @@ use kernel::sync::rcu::synchronize_rcu;
 use crate::brain::abi::{self, Control, Pause, Register};
 use crate::brain::clock::VirtualTsc;
 use crate::brain::histogram::{self, Kind, Live};
+use crate::brain::instruction::Instruction;
 use crate::brain::ring::Slot;
 use crate::brain::table::{Table, TableError};
 use crate::brain::trap::Trap;
@@ -281,7 +282,7 @@ impl Registration {
 
     /// The vCPU has left the guest.
     fn exited(&self, state: &mut State) {
-        let mut exit = Exit { reason: 0, trap: u32::MAX, rip: 0, registers: ptr::null_mut() };
+        let mut exit = Exit::default();
         // SAFETY: in the probe of this vCPU.
         unsafe { (self.isa.decode)(self.vcpu, &mut exit) };
         if state.tracing {
@@ -295,12 +296,19 @@ impl Registration {
         }
         // SAFETY: `decode` gave the vCPU's register array, which nobody else uses while the probe runs.
         let Some(registers) = (unsafe { exit.registers.as_mut() }) else { return };
-        let verdict =
-            state.brain.trapped(trap, shim::tandem_rdtsc(), exit.rip, registers, &self.memory.area());
-        match verdict {
+        let mut instruction = Instruction {
+            trap,
+            rip: exit.rip,
+            destination: exit.destination,
+            size: exit.size,
+            flags: &mut exit.flags,
+            registers,
+        };
+        let host = || if trap.is_random() { shim::tandem_random() } else { shim::tandem_rdtsc() };
+        match state.brain.trapped(&mut instruction, host, &self.memory.area()) {
             Verdict::NotOurs => {}
             // SAFETY: in the probe of this vCPU, at an exit for the instruction at its RIP.
-            Verdict::Served => unsafe { (self.isa.step_over)(self.vcpu) },
+            Verdict::Served => unsafe { (self.isa.step_over)(self.vcpu, &exit) },
             // SAFETY: as above.
             Verdict::Paused(_) => unsafe {
                 (self.isa.ignore)(self.vcpu);

@@ -5,6 +5,7 @@
 #include <linux/file.h>
 #include <linux/kallsyms.h>
 #include <linux/module.h>
+#include <linux/random.h>
 #include <linux/smp.h>
 #include <linux/tracepoint.h>
 #include <linux/utsname.h>
@@ -202,6 +203,12 @@ int tandem_map_area(struct vm_area_struct *vma, void *area, unsigned long len)
 u64 tandem_rdtsc(void)
 {
 	return rdtsc_ordered();
+}
+
+/* As good as /dev/urandom. With interrupts off, if the kernel is not PREEMPT_RT. */
+u64 tandem_random(void)
+{
+	return get_random_u64();
 }
 
 u32 tandem_host_khz(void)

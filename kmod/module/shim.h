@@ -8,34 +8,34 @@
 
 #include <linux/kvm_host.h>
 
-/* Bits of a set of traps: Trap::bit in ../brain/src/trap.rs. */
-#define TANDEM_RDTSC	BIT(0)
-#define TANDEM_RDTSCP	BIT(1)
-#define TANDEM_RDPMC	BIT(2)
-
-/* Numbers of traps: Trap::number. */
-#define TANDEM_TRAP_NONE 0xff
+/* Numbers of traps: Trap::number in ../brain/src/trap.rs. A set of traps has their bits. */
+enum {
+	TANDEM_RDTSC,
+	TANDEM_RDTSCP,
+	TANDEM_RDPMC,
+	TANDEM_RDRAND,
+	TANDEM_RDSEED,
+	TANDEM_TRAP_NONE = 0xff,
+};
 
 /* One exit, as the probe found it. */
 struct tandem_exit {
 	u32 reason;		/* SVM exit code, VMX basic reason */
 	u32 trap;		/* number of the trap, or TANDEM_TRAP_NONE */
 	u64 rip;
-	unsigned long *registers; /* 16 of them; RSP may be stale */
+	u64 flags;		/* RDRAND, RDSEED: RFLAGS, */
+	u8 destination;		/* the number of the register that gets the value, */
+	u8 size;		/* and the bytes of it */
+	unsigned long *registers; /* 16 of them; RSP may be stale unless it is the destination */
 };
 
-/* What the hardware of a registered vCPU has been told. */
-struct tandem_hardware {
-	u64 vmcs;		/* VMX: physical address of the vCPU's VMCS, once it was entered; else 0 */
-	u32 added;		/* traps that are intercepted because of us */
-	u32 reserved;
-};
+struct tandem_hardware;
 
 /* What one virtualisation extension needs. All are called with interrupts off or with vcpu->mutex held. */
 struct tandem_isa {
 	const char *module;	/* the KVM module that owns its vCPUs */
 	u32 number;		/* ISA_... of ../brain/src/abi.rs */
-	u32 traps;		/* that it can intercept */
+	u32 (*traps)(void);	/* that this CPU can intercept */
 	/* Whether KVM's private state is where this module believes it to be. */
 	bool (*layout_fits)(struct kvm_vcpu *vcpu);
 	/* Intercepts `traps` and no others of ours. In a probe. */
@@ -43,8 +43,8 @@ struct tandem_isa {
 	/* The same with no traps, for a vCPU that does not run: its lock is held. May sleep. */
 	void (*disarm_idle)(struct kvm_vcpu *vcpu, struct tandem_hardware *hardware);
 	void (*decode)(struct kvm_vcpu *vcpu, struct tandem_exit *exit);
-	/* Makes KVM step over the instruction and enter the guest again. */
-	void (*step_over)(struct kvm_vcpu *vcpu);
+	/* Makes KVM step over the instruction, whose results are in `exit`, and enter the guest again. */
+	void (*step_over)(struct kvm_vcpu *vcpu, const struct tandem_exit *exit);
 	/* Makes KVM do nothing about the exit. */
 	void (*ignore)(struct kvm_vcpu *vcpu);
 };
@@ -83,6 +83,7 @@ void *tandem_alloc_area(unsigned long len);
 void tandem_free_area(void *area);
 int tandem_map_area(struct vm_area_struct *vma, void *area, unsigned long len);
 u64 tandem_rdtsc(void);
+u64 tandem_random(void);
 u32 tandem_host_khz(void);
 void tandem_sleep(void);
 

@@ -4,19 +4,29 @@
 #include <linux/mem_encrypt.h>
 #include <linux/mm.h>
 
+#include "controls.h"
 #include "shim.h"
 #include "svm.h"
 
 /* VMCB clean bit 0: intercepts, TSC offset and pause filter (APM 15.15.3). */
 #define CLEAN_INTERCEPTS BIT(0)
 
-static const struct {
-	u32 trap, bit;
-} intercepts[] = {
-	{ TANDEM_RDTSC, INTERCEPT_RDTSC },
-	{ TANDEM_RDTSCP, INTERCEPT_RDTSCP },
-	{ TANDEM_RDPMC, INTERCEPT_RDPMC },
+/* The words of intercepts that the traps lie in. */
+static const u32 words[TANDEM_WORDS] = { INTERCEPT_WORD3, INTERCEPT_WORD4 };
+
+#define AT(word, bit) (word), BIT((bit) - 32 * (INTERCEPT_WORD3 + (word)))
+
+/* RDRAND and RDSEED cannot be intercepted. */
+static const struct tandem_trap traps[] = {
+	{ TANDEM_RDTSC, SVM_EXIT_RDTSC, AT(0, INTERCEPT_RDTSC) },
+	{ TANDEM_RDTSCP, SVM_EXIT_RDTSCP, AT(1, INTERCEPT_RDTSCP), X86_FEATURE_RDTSCP },
+	{ TANDEM_RDPMC, SVM_EXIT_RDPMC, AT(0, INTERCEPT_RDPMC) },
 };
+
+static u32 can_trap(void)
+{
+	return BIT(TANDEM_RDTSC) | BIT(TANDEM_RDTSCP) | BIT(TANDEM_RDPMC);
+}
 
 static struct vmcb *vmcb_of(struct kvm_vcpu *vcpu)
 {
@@ -43,29 +53,19 @@ static bool layout_fits(struct kvm_vcpu *vcpu)
 	       intercepted(vmcb, INTERCEPT_MSR_PROT);
 }
 
-static void arm(struct kvm_vcpu *vcpu, u32 traps, struct tandem_hardware *hardware)
+static void arm(struct kvm_vcpu *vcpu, u32 set, struct tandem_hardware *hardware)
 {
-	struct vmcb *vmcb = vmcb_of(vcpu);
+	struct vmcb_control_area *control = &vmcb_of(vcpu)->control;
 
-	for (int i = 0; i < ARRAY_SIZE(intercepts); i++) {
-		u32 trap = intercepts[i].trap, bit = intercepts[i].bit;
-		u32 *word = &vmcb->control.intercepts[bit / 32];
+	tandem_choose(traps, ARRAY_SIZE(traps), set, hardware);
+	for (int word = 0; word < TANDEM_WORDS; word++) {
+		u32 now = control->intercepts[words[word]];
+		u32 new = tandem_adjust(traps, ARRAY_SIZE(traps), word, now, vcpu, hardware);
 
-		if (traps & trap) {
-			if (*word & BIT(bit % 32))
-				continue;
-			*word |= BIT(bit % 32);
-			hardware->added |= trap;
-		} else if (hardware->added & trap) {
-			hardware->added &= ~trap;
-			/* KVM wants this one for itself where CPUID hides the instruction, to inject #UD. */
-			if (trap == TANDEM_RDTSCP && !tandem_guest_has(vcpu, X86_FEATURE_RDTSCP))
-				continue;
-			*word &= ~BIT(bit % 32);
-		} else {
+		if (new == now)
 			continue;
-		}
-		vmcb->control.clean &= ~CLEAN_INTERCEPTS;
+		control->intercepts[words[word]] = new;
+		control->clean &= ~CLEAN_INTERCEPTS;
 	}
 }
 
@@ -77,23 +77,13 @@ static void disarm_idle(struct kvm_vcpu *vcpu, struct tandem_hardware *hardware)
 static void decode(struct kvm_vcpu *vcpu, struct tandem_exit *exit)
 {
 	struct vmcb *vmcb = vmcb_of(vcpu);
+	const struct tandem_trap *trap;
 
 	exit->reason = vmcb->control.exit_code;
 	exit->rip = vmcb->save.rip;
 	exit->registers = vcpu->arch.regs;
-	switch (exit->reason) {
-	case SVM_EXIT_RDTSC:
-		exit->trap = 0;
-		break;
-	case SVM_EXIT_RDTSCP:
-		exit->trap = 1;
-		break;
-	case SVM_EXIT_RDPMC:
-		exit->trap = 2;
-		break;
-	default:
-		exit->trap = TANDEM_TRAP_NONE;
-	}
+	trap = tandem_find_trap(traps, ARRAY_SIZE(traps), exit->reason, vcpu);
+	exit->trap = trap ? trap->number : TANDEM_TRAP_NONE;
 }
 
 /*
@@ -101,7 +91,7 @@ static void decode(struct kvm_vcpu *vcpu, struct tandem_exit *exit)
  * with whatever prefixes, ends an interrupt shadow, takes a single-step trap, and enters the guest again, without
  * leaving the inner loop where the CPU tells the next RIP.
  */
-static void step_over(struct kvm_vcpu *vcpu)
+static void step_over(struct kvm_vcpu *vcpu, const struct tandem_exit *exit)
 {
 	vmcb_of(vcpu)->control.exit_code = SVM_EXIT_INVD;
 }
@@ -115,7 +105,7 @@ static void ignore(struct kvm_vcpu *vcpu)
 const struct tandem_isa tandem_svm = {
 	.module = "kvm_amd",
 	.number = 2,
-	.traps = TANDEM_RDTSC | TANDEM_RDTSCP | TANDEM_RDPMC,
+	.traps = can_trap,
 	.layout_fits = layout_fits,
 	.arm = arm,
 	.disarm_idle = disarm_idle,

@@ -4,11 +4,38 @@
 #include <linux/smp.h>
 #include <asm/vmx.h>
 
+#include "controls.h"
 #include "shim.h"
 #include "vmx.h"
 
-/* Traps and the control that makes them exit: RDTSC exiting covers RDTSCP. */
-#define TSC_TRAPS (TANDEM_RDTSC | TANDEM_RDTSCP)
+/* The fields of controls that the traps lie in: primary, secondary (SDM 25.6.2). */
+static const u32 words[TANDEM_WORDS] = { CPU_BASED_VM_EXEC_CONTROL, SECONDARY_VM_EXEC_CONTROL };
+
+/* RDTSC exiting covers RDTSCP; where CPUID hides that, it faults without an exit. */
+static const struct tandem_trap traps[] = {
+	{ TANDEM_RDTSC, EXIT_REASON_RDTSC, 0, CPU_BASED_RDTSC_EXITING },
+	{ TANDEM_RDTSCP, EXIT_REASON_RDTSCP, 0, CPU_BASED_RDTSC_EXITING },
+	{ TANDEM_RDPMC, EXIT_REASON_RDPMC, 0, CPU_BASED_RDPMC_EXITING },
+	{ TANDEM_RDRAND, EXIT_REASON_RDRAND, 1, SECONDARY_EXEC_RDRAND_EXITING, X86_FEATURE_RDRAND },
+	{ TANDEM_RDSEED, EXIT_REASON_RDSEED, 1, SECONDARY_EXEC_RDSEED_EXITING, X86_FEATURE_RDSEED },
+};
+
+/*
+ * The upper half of the capability MSR has the controls that may be one (SDM A.3.3). All CPUs with VT-x have the
+ * primary ones in question. The kernel's random numbers are behind sleeping locks where it is PREEMPT_RT.
+ */
+static u32 can_trap(void)
+{
+	u32 set = BIT(TANDEM_RDTSC) | BIT(TANDEM_RDTSCP) | BIT(TANDEM_RDPMC);
+	u64 secondary;
+
+	if (IS_ENABLED(CONFIG_PREEMPT_RT) || rdmsrq_safe(MSR_IA32_VMX_PROCBASED_CTLS2, &secondary))
+		return set;
+	for (int i = 0; i < ARRAY_SIZE(traps); i++)
+		if (traps[i].word == 1 && secondary >> 32 & traps[i].control)
+			set |= BIT(traps[i].number);
+	return set;
+}
 
 static u64 vmread(u64 field)
 {
@@ -52,84 +79,104 @@ static bool layout_fits(struct kvm_vcpu *vcpu)
 	return list->next == list && list->prev == list;
 }
 
-static void set_controls(u32 traps, struct tandem_hardware *hardware)
+static void set_controls(struct kvm_vcpu *vcpu, u32 set, struct tandem_hardware *hardware)
 {
-	u32 now = vmread(CPU_BASED_VM_EXEC_CONTROL), wanted = now;
+	tandem_choose(traps, ARRAY_SIZE(traps), set, hardware);
+	for (int word = 0; word < TANDEM_WORDS; word++) {
+		u32 now, new;
 
-	if (traps & TSC_TRAPS)
-		wanted |= CPU_BASED_RDTSC_EXITING;
-	else if (hardware->added & TSC_TRAPS)
-		wanted &= ~CPU_BASED_RDTSC_EXITING;
-	if (traps & TANDEM_RDPMC)
-		wanted |= CPU_BASED_RDPMC_EXITING;
-	else if (hardware->added & TANDEM_RDPMC)
-		wanted &= ~CPU_BASED_RDPMC_EXITING;
-	/* A control that we added and that KVM's own write has dropped is added again here, not given back. */
-	if (~now & wanted & CPU_BASED_RDTSC_EXITING)
-		hardware->added |= TSC_TRAPS;
-	if (~now & wanted & CPU_BASED_RDPMC_EXITING)
-		hardware->added |= TANDEM_RDPMC;
-	hardware->added &= traps ? ~0u : 0;
-	if (wanted != now)
-		vmwrite(CPU_BASED_VM_EXEC_CONTROL, wanted);
+		if (!(hardware->wanted[word] | hardware->added[word]))
+			continue;
+		now = vmread(words[word]);
+		new = tandem_adjust(traps, ARRAY_SIZE(traps), word, now, vcpu, hardware);
+		if (new != now)
+			vmwrite(words[word], new);
+	}
 }
 
-static void arm(struct kvm_vcpu *vcpu, u32 traps, struct tandem_hardware *hardware)
+static void arm(struct kvm_vcpu *vcpu, u32 set, struct tandem_hardware *hardware)
 {
 	if (!hardware->vmcs)
 		hardware->vmcs = vmptrst();
-	if (traps | hardware->added)
-		set_controls(traps, hardware);
+	set_controls(vcpu, set, hardware);
 }
+
+/* A vCPU whose VMCS is to be changed on the CPU where it is active. */
+struct elsewhere {
+	struct kvm_vcpu *vcpu;
+	struct tandem_hardware *hardware;
+};
 
 /*
  * The VMCS of a vCPU that does not run is still active on the CPU that ran it last, as KVM leaves it there until it
  * is wanted elsewhere; and nobody can want it while its lock is held.
  */
-static void disarm_here(void *hardware)
+static void disarm_here(void *argument)
 {
+	struct elsewhere *there = argument;
 	u64 current_vmcs = vmptrst();
 
-	vmptrld(((struct tandem_hardware *)hardware)->vmcs);
-	set_controls(0, hardware);
+	vmptrld(there->hardware->vmcs);
+	set_controls(there->vcpu, 0, there->hardware);
 	if (current_vmcs != ~0ull)
 		vmptrld(current_vmcs);
 }
 
 static void disarm_idle(struct kvm_vcpu *vcpu, struct tandem_hardware *hardware)
 {
-	if (hardware->added)
-		smp_call_function_single(vcpu->cpu, disarm_here, hardware, 1);
+	struct elsewhere there = { vcpu, hardware };
+
+	if (hardware->added[0] | hardware->added[1])
+		smp_call_function_single(vcpu->cpu, disarm_here, &there, 1);
+}
+
+/*
+ * Where RDRAND or RDSEED puts its value (SDM table 28-12): bits 6:3 the register, bits 12:11 the size. KVM has not
+ * read RFLAGS and RSP of this exit yet, and reads them from the VMCS when it wants them.
+ */
+static void decode_random(struct kvm_vcpu *vcpu, struct tandem_exit *exit)
+{
+	u32 information = vmread(VMX_INSTRUCTION_INFO);
+
+	exit->destination = information >> 3 & 0xf;
+	exit->size = 2 << (information >> 11 & 3);
+	exit->flags = vmread(GUEST_RFLAGS);
+	if (exit->destination == VCPU_REGS_RSP)
+		vcpu->arch.regs[VCPU_REGS_RSP] = vmread(GUEST_RSP);
+}
+
+static bool is_random(u32 trap)
+{
+	return trap == TANDEM_RDRAND || trap == TANDEM_RDSEED;
 }
 
 static void decode(struct kvm_vcpu *vcpu, struct tandem_exit *exit)
 {
 	u32 reason = vt_of(vcpu)->exit_reason;
+	const struct tandem_trap *trap;
 
 	exit->reason = reason & 0xffff;
 	exit->trap = TANDEM_TRAP_NONE;
 	exit->registers = vcpu->arch.regs;
 	if (reason & VMX_EXIT_REASONS_FAILED_VMENTRY)
 		return;
-	switch (exit->reason) {
-	case EXIT_REASON_RDTSC:
-		exit->trap = 0;
-		break;
-	case EXIT_REASON_RDTSCP:
-		exit->trap = 1;
-		break;
-	case EXIT_REASON_RDPMC:
-		exit->trap = 2;
-		break;
-	default:
+	trap = tandem_find_trap(traps, ARRAY_SIZE(traps), exit->reason, vcpu);
+	if (!trap)
 		return;
-	}
+	exit->trap = trap->number;
 	exit->rip = vmread(GUEST_RIP);
+	if (is_random(exit->trap))
+		decode_random(vcpu, exit);
 }
 
 /* As on SVM: KVM steps over what it takes for an INVD, by the instruction length that the exit came with. */
-static void step_over(struct kvm_vcpu *vcpu)
+static void step_over(struct kvm_vcpu *vcpu, const struct tandem_exit *exit)
 {
+	if (is_random(exit->trap)) {
+		vmwrite(GUEST_RFLAGS, exit->flags);
+		if (exit->destination == VCPU_REGS_RSP)
+			vmwrite(GUEST_RSP, vcpu->arch.regs[VCPU_REGS_RSP]);
+	}
 	vt_of(vcpu)->exit_reason = EXIT_REASON_INVD;
 }
 
@@ -142,7 +189,7 @@ static void ignore(struct kvm_vcpu *vcpu)
 const struct tandem_isa tandem_vmx = {
 	.module = "kvm_intel",
 	.number = 1,
-	.traps = TANDEM_RDTSC | TANDEM_RDTSCP | TANDEM_RDPMC,
+	.traps = can_trap,
 	.layout_fits = layout_fits,
 	.arm = arm,
 	.disarm_idle = disarm_idle,

@@ -65,6 +65,7 @@ fn wire() -> Vec<u8> {
     builder.begin();
     builder.captured(Trap::Rdtsc, 4096);
     builder.captured(Trap::Rdtscp, 5120);
+    builder.captured(Trap::Rdrand, 0x1234_5678_9abc);
     builder.forced_stop(5, &stop_image().pack(true).unwrap(), 0);
     builder.input(5, &time(9_000_000_000));
     builder.input(6, &Input::Console(b"x"));

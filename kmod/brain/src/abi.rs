@@ -14,7 +14,7 @@ use super::ring::Slot;
 use super::sync::{AtomicU32, AtomicU64};
 
 /// Changes whenever anything below does. A registration of another version is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The letter of the ioctl numbers.
 const LETTER: u32 = 0xf5;
@@ -59,7 +59,7 @@ pub struct Info {
     pub version: u32,
     /// The virtualisation extension: [`ISA_SVM`], [`ISA_VMX`].
     pub isa: u32,
-    /// Traps that can be captured, by `Trap::bit`.
+    /// Traps that can be captured on this host, by `Trap::bit`: what its CPU can intercept.
     pub traps: u32,
     /// The host TSC's frequency in kHz.
     pub host_khz: u32,
@@ -84,7 +84,8 @@ pub struct Register {
     pub size: u32,
     /// The vCPU's KVM descriptor.
     pub vcpu_fd: i32,
-    /// Traps to capture, by `Trap::bit`; at least one. RDTSCP only if the guest's CPUID has it.
+    /// Traps to capture, by `Trap::bit`; at least one, all of them in [`Info::traps`]. An instruction that the
+    /// guest's CPUID hides is not captured: KVM makes it fault.
     pub traps: u32,
     /// Entries of the record ring: a power of two from [`MIN_ENTRIES`] to [`MAX_ENTRIES`].
     pub record_entries: u32,
@@ -113,7 +114,7 @@ pub struct Clock {
 
 /// Mode: nothing is captured; the guest reads the host's TSC natively.
 pub const MODE_OFF: u32 = 0;
-/// Mode: instructions are served from the virtual TSC, and the values recorded.
+/// Mode: instructions are served from the virtual TSC and the host's random numbers, and the values recorded.
 pub const MODE_RECORD: u32 = 1;
 /// Mode: instructions are served from the replay ring.
 pub const MODE_REPLAY: u32 = 2;

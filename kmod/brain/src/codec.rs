@@ -140,6 +140,8 @@ mod tests {
         assert_eq!(codec.encode(Trap::Rdtsc, 130_992).as_bytes().len(), 1);
         assert_eq!(codec.encode(Trap::Rdtsc, 130_992 + 16_000_000).as_bytes().len(), 3);
         assert_eq!(codec.encode(Trap::Rdpmc, 0).as_bytes(), [0, 2, 0]);
+        assert_eq!(codec.encode(Trap::Rdrand, u64::MAX).as_bytes().len(), LONGEST);
+        assert_eq!(codec.encode(Trap::Rdseed, 0x7f).as_bytes(), [0, 4, 0x7f]);
     }
 
     proptest! {
@@ -147,7 +149,7 @@ mod tests {
         fn values_come_back(
             quantum in 0u32..21, start: u64,
             values in proptest::collection::vec(
-                (0u8..3, prop_oneof![0u64..1000, 0u64..1 << 40, any::<u64>()]), 0..50),
+                (0u8..5, prop_oneof![0u64..1000, 0u64..1 << 40, any::<u64>()]), 0..50),
         ) {
             let mut encoder = Codec::new(quantum, start);
             let mut stream = Vec::new();

@@ -5,7 +5,8 @@
 //! It tells machines that ran alike from others, as the VMM's digest of exits does; it is no defence against
 //! somebody who looks for collisions.
 
-use super::trap::{RSP, Registers, Trap};
+use super::instruction::Instruction;
+use super::trap::RSP;
 
 /// Odd, with as many ones as zeros in each byte pair: any such number does.
 const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -16,12 +17,12 @@ const fn mix(digest: u64, word: u64) -> u64 {
     (product as u64) ^ ((product >> 64) as u64) ^ word.rotate_left(17)
 }
 
-/// Folds one captured instruction into the digest of those before it. The registers are those that the guest
-/// had when it executed the instruction; RSP is left out, which VMX does not keep with the others.
+/// Folds one captured instruction, before it is executed, and the value that it is going to read into the digest of
+/// those before it. RSP is left out, which VMX does not keep with the other registers.
 #[must_use]
-pub fn fold(digest: u64, trap: Trap, value: u64, rip: u64, registers: &Registers) -> u64 {
-    let mut digest = mix(mix(mix(digest, trap.number() as u64), value), rip);
-    for (number, word) in registers.iter().enumerate() {
+pub fn fold(digest: u64, instruction: &Instruction<'_>, value: u64) -> u64 {
+    let mut digest = mix(mix(mix(digest, instruction.word()), value), instruction.rip);
+    for (number, word) in instruction.registers.iter().enumerate() {
         if number != RSP {
             digest = mix(digest, *word);
         }
@@ -31,9 +32,30 @@ pub fn fold(digest: u64, trap: Trap, value: u64, rip: u64, registers: &Registers
 
 #[cfg(test)]
 mod tests {
+    use super::super::trap::{Registers, Trap};
     use super::*;
     use proptest::prelude::*;
     use std::collections::HashSet;
+
+    fn fold(before: u64, trap: Trap, value: u64, rip: u64, registers: &Registers) -> u64 {
+        operand(before, (trap, 0, 0), value, rip, registers)
+    }
+
+    fn operand(before: u64, what: (Trap, u8, u8), value: u64, rip: u64, registers: &Registers) -> u64 {
+        let ((trap, destination, size), mut registers, flags) = (what, *registers, &mut 0);
+        let registers = &mut registers;
+        super::fold(before, &Instruction { trap, rip, destination, size, flags, registers }, value)
+    }
+
+    #[test]
+    fn destination_and_size_count() {
+        let mut seen = HashSet::new();
+        for destination in 0..16 {
+            for size in [2, 4, 8] {
+                assert!(seen.insert(operand(0, (Trap::Rdrand, destination, size), 1, 2, &[0; 16])));
+            }
+        }
+    }
 
     #[test]
     fn small_changes_make_other_digests() {

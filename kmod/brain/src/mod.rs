@@ -7,6 +7,7 @@ pub mod clock;
 pub mod codec;
 pub mod digest;
 pub mod histogram;
+pub mod instruction;
 pub mod ring;
 pub mod sync;
 pub mod table;

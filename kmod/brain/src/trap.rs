@@ -12,11 +12,15 @@ pub enum Trap {
     Rdtscp = 1,
     /// RDPMC of a legacy counter: EDX:EAX is zero, for no guest can start a counter.
     Rdpmc = 2,
+    /// RDRAND: a register gets random bits.
+    Rdrand = 3,
+    /// RDSEED: the same, of which it is said that they are fit to seed a generator.
+    Rdseed = 4,
 }
 
 impl Trap {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 3] = [Self::Rdtsc, Self::Rdtscp, Self::Rdpmc];
+    pub const ALL: [Self; 5] = [Self::Rdtsc, Self::Rdtscp, Self::Rdpmc, Self::Rdrand, Self::Rdseed];
 
     /// The trap of that number.
     #[must_use]
@@ -25,6 +29,8 @@ impl Trap {
             0 => Some(Self::Rdtsc),
             1 => Some(Self::Rdtscp),
             2 => Some(Self::Rdpmc),
+            3 => Some(Self::Rdrand),
+            4 => Some(Self::Rdseed),
             _ => None,
         }
     }
@@ -48,6 +54,8 @@ impl Trap {
             Self::Rdtsc => "RDTSC",
             Self::Rdtscp => "RDTSCP",
             Self::Rdpmc => "RDPMC",
+            Self::Rdrand => "RDRAND",
+            Self::Rdseed => "RDSEED",
         }
     }
 
@@ -56,10 +64,16 @@ impl Trap {
     pub const fn reads_tsc(self) -> bool {
         matches!(self, Self::Rdtsc | Self::Rdtscp)
     }
+
+    /// Whether its value is random.
+    #[must_use]
+    pub const fn is_random(self) -> bool {
+        matches!(self, Self::Rdrand | Self::Rdseed)
+    }
 }
 
-/// The set of all traps.
-pub const ALL_TRAPS: u32 = Trap::Rdtsc.bit() | Trap::Rdtscp.bit() | Trap::Rdpmc.bit();
+/// The set of all traps. Not every host can capture all of them: see [`super::abi::Info::traps`].
+pub const ALL_TRAPS: u32 = (1 << Trap::ALL.len()) - 1;
 
 /// Number of RAX among the general registers, in the order of the instruction encoding, which is KVM's too.
 pub const RAX: usize = 0;
@@ -67,7 +81,8 @@ pub const RAX: usize = 0;
 pub const RCX: usize = 1;
 /// Number of RDX.
 pub const RDX: usize = 2;
-/// Number of RSP. VMX keeps it elsewhere while the guest runs: it is never read here.
+/// Number of RSP. VMX keeps it elsewhere while the guest runs: it is not read here, and written only by
+/// an instruction that names it.
 pub const RSP: usize = 4;
 
 /// Counters that RDPMC can name on every AMD CPU (APM volume 3, RDPMC). Others fault, which KVM does.

@@ -9,16 +9,17 @@
 use super::abi::{Control, MODE_OFF, MODE_RECORD, MODE_REPLAY, Pause};
 use super::clock::VirtualTsc;
 use super::digest;
+use super::instruction::Instruction;
 use super::ring::{Consumer, Entry, Producer, Ring, RingError, Slot};
 use super::sync::Ordering;
-use super::trap::{LEGACY_COUNTERS, RAX, RCX, RDX, Registers, Trap};
+use super::trap::{LEGACY_COUNTERS, RCX, Trap};
 
 /// What is captured, and from where values come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Nothing is captured.
     Off,
-    /// Values come from the virtual TSC and go to the record ring.
+    /// Values come from the virtual TSC and the host's random numbers, and go to the record ring.
     Record,
     /// Values come from the replay ring.
     Replay,
@@ -125,17 +126,17 @@ impl Vcpu {
         module.pause.store(Pause::None as u32, Ordering::Release);
     }
 
-    /// Decides on an instruction that the guest stands at, and serves it in `registers`.
+    /// Decides on an instruction that the guest stands at, and executes it if it is to be served. `host` gives what
+    /// the host has to say, if it is asked: its TSC, or random bits for an instruction that reads such.
     pub fn trapped(
         &mut self,
-        trap: Trap,
-        host_tsc: u64,
-        rip: u64,
-        registers: &mut Registers,
+        instruction: &mut Instruction<'_>,
+        host: impl FnOnce() -> u64,
         area: &Area<'_>,
     ) -> Verdict {
+        let trap = instruction.trap;
         if self.armed() & trap.bit() == 0
-            || (trap == Trap::Rdpmc && registers[RCX] as u32 as u64 >= LEGACY_COUNTERS)
+            || (trap == Trap::Rdpmc && instruction.registers[RCX] as u32 as u64 >= LEGACY_COUNTERS)
         {
             return Verdict::NotOurs;
         }
@@ -145,13 +146,13 @@ impl Vcpu {
         } else {
             match self.mode {
                 Mode::Off => return Verdict::NotOurs,
-                Mode::Record => self.record(trap, host_tsc, area),
+                Mode::Record => self.record(instruction, host, area),
                 Mode::Replay => self.replay(trap, area),
             }
         };
         match value {
             Ok(value) => {
-                self.serve(trap, value, rip, registers, control);
+                self.serve(instruction, value, control);
                 Verdict::Served
             }
             Err(pause) => {
@@ -162,8 +163,20 @@ impl Vcpu {
         }
     }
 
-    fn record(&mut self, trap: Trap, host_tsc: u64, area: &Area<'_>) -> Result<u64, Pause> {
-        let value = if trap.reads_tsc() { self.clock.read(host_tsc) } else { 0 };
+    fn record(
+        &mut self,
+        instruction: &Instruction<'_>,
+        host: impl FnOnce() -> u64,
+        area: &Area<'_>,
+    ) -> Result<u64, Pause> {
+        let trap = instruction.trap;
+        let value = if trap.reads_tsc() {
+            self.clock.read(host())
+        } else if trap.is_random() {
+            host() & instruction.mask()
+        } else {
+            0
+        };
         let entry = Entry { trap, value, ordinal: self.served };
         match self.record.push(&area.record_ring(), &entry) {
             Ok(()) => Ok(value),
@@ -188,14 +201,10 @@ impl Vcpu {
         Ok(entry.value)
     }
 
-    fn serve(&mut self, trap: Trap, value: u64, rip: u64, registers: &mut Registers, control: &Control) {
+    fn serve(&mut self, instruction: &mut Instruction<'_>, value: u64, control: &Control) {
         let digest = control.vmm.digest.load(Ordering::Relaxed);
-        control.vmm.digest.store(digest::fold(digest, trap, value, rip, registers), Ordering::Relaxed);
-        registers[RAX] = value & 0xffff_ffff;
-        registers[RDX] = value >> 32;
-        if trap == Trap::Rdtscp {
-            registers[RCX] = control.vmm.tsc_aux.load(Ordering::Relaxed) & 0xffff_ffff;
-        }
+        control.vmm.digest.store(digest::fold(digest, instruction, value), Ordering::Relaxed);
+        instruction.execute(value, control.vmm.tsc_aux.load(Ordering::Relaxed));
         self.served = self.served.wrapping_add(1);
         control.module.tsc.store(self.clock.last(), Ordering::Relaxed);
         control.module.served.store(self.served, Ordering::Release);
@@ -204,7 +213,8 @@ impl Vcpu {
 
 #[cfg(test)]
 mod tests {
-    use super::super::trap::ALL_TRAPS;
+    use super::super::instruction::CARRY;
+    use super::super::trap::{ALL_TRAPS, RAX, RDX, Registers};
     use super::*;
     use proptest::prelude::*;
 
@@ -252,6 +262,22 @@ mod tests {
         vcpu
     }
 
+    /// An instruction at the address `rip`, on a host that says `host`.
+    fn trapped(
+        vcpu: &mut Vcpu,
+        (trap, rip): (Trap, u64),
+        host: u64,
+        registers: &mut Registers,
+        shared: &Shared,
+    ) -> Verdict {
+        let (destination, size) = if trap.is_random() { (9, 4) } else { (0, 0) };
+        let mut flags = 0;
+        let mut instruction = Instruction { trap, rip, destination, size, flags: &mut flags, registers };
+        let verdict = vcpu.trapped(&mut instruction, || host, &shared.area());
+        assert_eq!(flags, if verdict == Verdict::Served && trap.is_random() { CARRY } else { 0 });
+        verdict
+    }
+
     #[test]
     fn a_replay_gives_the_recorded_values_registers_and_digest() {
         let (mut one, mut two) = (Shared::new(16), Shared::new(16));
@@ -259,20 +285,27 @@ mod tests {
         two.control.vmm.tsc_aux.store(7, Ordering::Relaxed);
         let (mut recorder, mut replayer) = (vcpu(Mode::Record, &one), vcpu(Mode::Replay, &two));
         for n in 0..1000_u64 {
-            let trap = Trap::ALL[(n % 3) as usize];
+            let trap = Trap::ALL[(n % 5) as usize];
             let mut registers = [n; 16];
             registers[RCX] = n % 4;
             let mut again = registers;
-            let verdict = recorder.trapped(trap, 100 + n * 9_000_000_000, n, &mut registers, &one.area());
+            let verdict = trapped(&mut recorder, (trap, n), 100 + n * 9_000_000_000, &mut registers, &one);
             assert_eq!(verdict, Verdict::Served);
             let entry = one.take().unwrap();
             assert_eq!((entry.trap, entry.ordinal), (trap, n));
-            assert_eq!(registers[RAX] | registers[RDX] << 32, entry.value);
+            if trap.is_random() {
+                assert_eq!(
+                    (registers[9], entry.value),
+                    (entry.value, (100 + n * 9_000_000_000) & 0xffff_ffff)
+                );
+            } else {
+                assert_eq!(registers[RAX] | registers[RDX] << 32, entry.value);
+            }
             if trap == Trap::Rdtscp {
                 assert_eq!(registers[RCX], 7);
             }
             two.feed(&entry);
-            assert_eq!(replayer.trapped(trap, 0, n, &mut again, &two.area()), Verdict::Served);
+            assert_eq!(trapped(&mut replayer, (trap, n), 0, &mut again, &two), Verdict::Served);
             assert_eq!((again, one.digest()), (registers, two.digest()));
         }
         // The clock goes on from the last value replayed, at whatever the TSC of the new host is.
@@ -280,7 +313,7 @@ mod tests {
         replayer.set_mode(Mode::Record, 5, &two.area());
         two.recorded = Consumer::new();
         let mut registers = [0; 16];
-        assert_eq!(replayer.trapped(Trap::Rdtsc, 2005, 0, &mut registers, &two.area()), Verdict::Served);
+        assert_eq!(trapped(&mut replayer, (Trap::Rdtsc, 0), 2005, &mut registers, &two), Verdict::Served);
         assert_eq!(two.take().unwrap().value, last + 1000 / 16 * 16);
     }
 
@@ -290,23 +323,23 @@ mod tests {
         let mut recorder = vcpu(Mode::Record, &shared);
         let mut registers = [9; 16];
         for _ in 0..16 {
-            assert_eq!(recorder.trapped(Trap::Rdtsc, 0, 0, &mut registers, &shared.area()), Verdict::Served);
+            assert_eq!(trapped(&mut recorder, (Trap::Rdtsc, 0), 0, &mut registers, &shared), Verdict::Served);
         }
         let (before, digest) = (registers, shared.digest());
-        let verdict = recorder.trapped(Trap::Rdtsc, 0, 0, &mut registers, &shared.area());
+        let verdict = trapped(&mut recorder, (Trap::Rdtsc, 0), 0, &mut registers, &shared);
         assert_eq!((verdict, registers, shared.digest()), (Verdict::Paused(Pause::Full), before, digest));
         shared.take().unwrap();
-        assert_eq!(recorder.trapped(Trap::Rdtsc, 0, 0, &mut registers, &shared.area()), Verdict::Served);
+        assert_eq!(trapped(&mut recorder, (Trap::Rdtsc, 0), 0, &mut registers, &shared), Verdict::Served);
         shared.take().unwrap();
         shared.control.vmm.limit.store(17, Ordering::Relaxed);
-        let verdict = recorder.trapped(Trap::Rdtscp, 0, 0, &mut registers, &shared.area());
+        let verdict = trapped(&mut recorder, (Trap::Rdtscp, 0), 0, &mut registers, &shared);
         assert_eq!(verdict, Verdict::Paused(Pause::Limit));
         assert_eq!(shared.control.module.pause_trap.load(Ordering::Relaxed), 1);
         assert_eq!(shared.control.module.served.load(Ordering::Relaxed), 17);
 
         let shared = Shared::new(16);
         let mut replayer = vcpu(Mode::Replay, &shared);
-        let verdict = replayer.trapped(Trap::Rdtsc, 0, 0, &mut registers, &shared.area());
+        let verdict = trapped(&mut replayer, (Trap::Rdtsc, 0), 0, &mut registers, &shared);
         assert_eq!(verdict, Verdict::Paused(Pause::Empty));
     }
 
@@ -317,7 +350,7 @@ mod tests {
         shared.feed(&Entry { trap: Trap::Rdtscp, value: 5, ordinal: 0 });
         let mut registers = [1; 16];
         for _ in 0..3 {
-            let verdict = replayer.trapped(Trap::Rdtsc, 0, 0, &mut registers, &shared.area());
+            let verdict = trapped(&mut replayer, (Trap::Rdtsc, 0), 0, &mut registers, &shared);
             assert_eq!((verdict, registers), (Verdict::Paused(Pause::Diverged), [1; 16]));
         }
     }
@@ -328,12 +361,12 @@ mod tests {
         let mut off = vcpu(Mode::Off, &shared);
         assert_eq!(off.armed(), 0);
         let mut registers = [0; 16];
-        assert_eq!(off.trapped(Trap::Rdtsc, 0, 0, &mut registers, &shared.area()), Verdict::NotOurs);
+        assert_eq!(trapped(&mut off, (Trap::Rdtsc, 0), 0, &mut registers, &shared), Verdict::NotOurs);
         let mut on = vcpu(Mode::Record, &shared);
         registers[RCX] = LEGACY_COUNTERS;
-        assert_eq!(on.trapped(Trap::Rdpmc, 0, 0, &mut registers, &shared.area()), Verdict::NotOurs);
+        assert_eq!(trapped(&mut on, (Trap::Rdpmc, 0), 0, &mut registers, &shared), Verdict::NotOurs);
         on.traps = Trap::Rdtsc.bit();
-        assert_eq!(on.trapped(Trap::Rdtscp, 0, 0, &mut registers, &shared.area()), Verdict::NotOurs);
+        assert_eq!(trapped(&mut on, (Trap::Rdtscp, 0), 0, &mut registers, &shared), Verdict::NotOurs);
     }
 
     proptest! {
@@ -345,7 +378,7 @@ mod tests {
             let mut shared = Shared::new(16);
             let mut vcpu = vcpu(Mode::of(mode).unwrap(), &shared);
             for (value, tag) in tags {
-                let trap = Trap::of(tag as u8 % 3).unwrap();
+                let trap = Trap::of(tag as u8 % 5).unwrap();
                 shared.feed(&Entry { trap, value, ordinal: tag });
             }
             let Control { module, vmm } = &shared.control;
@@ -354,7 +387,7 @@ mod tests {
             vmm.digest.store(digest, Ordering::Relaxed);
             let mut registers = registers;
             for trap in Trap::ALL {
-                let _ = vcpu.trapped(trap, host, 0, &mut registers, &shared.area());
+                let _ = trapped(&mut vcpu, (trap, 0), host, &mut registers, &shared);
             }
         }
     }

@@ -8,12 +8,12 @@ use anyhow::{Result, ensure};
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::Kvm;
 use tandem_kmod_brain::abi::{self, Clock, Histogram, Info, Register};
-use tandem_kmod_brain::trap::ALL_TRAPS;
+use tandem_kmod_brain::trap::{ALL_TRAPS, Trap};
 use tandem_vmm::machine::cpu::capture::{CaptureMode, DEVICE};
 
 use super::guest;
 use super::trials::Trial;
-use super::vm::{Ring, Tiny};
+use super::vm::{Ring, Tiny, all_traps};
 use crate::random::Random;
 
 /// All trials.
@@ -48,21 +48,21 @@ fn register(device: &File, mut ask: Register) -> i32 {
     errno(device, abi::REGISTER, &raw mut ask)
 }
 
-fn good(vm: &Tiny) -> Register {
-    Register {
+fn good(vm: &Tiny) -> Result<Register> {
+    Ok(Register {
         version: abi::VERSION,
         size: size_of::<Register>() as u32,
         vcpu_fd: vm.vcpu.as_raw_fd(),
-        traps: ALL_TRAPS,
+        traps: all_traps()?,
         record_entries: 16,
         replay_entries: 16,
         area: 0,
-    }
+    })
 }
 
 fn registrations(system: &Kvm) -> Result<()> {
     let (vm, device) = (Tiny::new(system)?, device()?);
-    let good = good(&vm);
+    let good = good(&vm)?;
     let bad = [
         Register { version: abi::VERSION + 1, ..good },
         Register { version: 0, ..good },
@@ -80,6 +80,10 @@ fn registrations(system: &Kvm) -> Result<()> {
         let found = register(&device, ask);
         ensure!(found == libc::EINVAL, "errno {found} for {ask:?}");
     }
+    for trap in Trap::ALL.into_iter().filter(|trap| good.traps & trap.bit() == 0) {
+        let found = register(&device, Register { traps: good.traps | trap.bit(), ..good });
+        ensure!(found == libc::EINVAL, "errno {found} for {}, which this CPU cannot intercept", trap.name());
+    }
     ensure!(
         errno::<Register>(&device, abi::REGISTER, std::ptr::null_mut()) == libc::EFAULT,
         "a null pointer"
@@ -90,15 +94,15 @@ fn registrations(system: &Kvm) -> Result<()> {
 
 fn twice(system: &Kvm) -> Result<()> {
     let (vm, other, one, two) = (Tiny::new(system)?, Tiny::new(system)?, device()?, device()?);
-    ensure!(register(&one, good(&vm)) == 0, "refused");
-    ensure!(register(&one, good(&vm)) == libc::EBUSY, "the same twice");
-    ensure!(register(&one, good(&other)) == libc::EBUSY, "two vCPUs with one descriptor");
-    ensure!(register(&two, good(&vm)) == libc::EEXIST, "one vCPU with two descriptors");
-    ensure!(register(&two, good(&other)) == 0, "the second VM is refused");
+    ensure!(register(&one, good(&vm)?) == 0, "refused");
+    ensure!(register(&one, good(&vm)?) == libc::EBUSY, "the same twice");
+    ensure!(register(&one, good(&other)?) == libc::EBUSY, "two vCPUs with one descriptor");
+    ensure!(register(&two, good(&vm)?) == libc::EEXIST, "one vCPU with two descriptors");
+    ensure!(register(&two, good(&other)?) == 0, "the second VM is refused");
     let nothing = std::ptr::null_mut::<u8>();
     ensure!(errno(&one, abi::UNREGISTER, nothing) == 0, "not let go");
     ensure!(errno(&one, abi::UNREGISTER, nothing) == libc::ENXIO, "let go twice");
-    ensure!(register(&one, good(&vm)) == 0, "refused after it was let go");
+    ensure!(register(&one, good(&vm)?) == 0, "refused after it was let go");
     Ok(())
 }
 
@@ -115,7 +119,7 @@ fn descriptors(system: &Kvm) -> Result<()> {
         (vm_fd.as_raw_fd(), libc::ENOTTY),
     ];
     for (fd, wanted) in cases {
-        let found = register(&device, Register { vcpu_fd: fd, ..good(&vm) });
+        let found = register(&device, Register { vcpu_fd: fd, ..good(&vm)? });
         ensure!(found == wanted, "errno {found} instead of {wanted} for descriptor {fd}");
     }
     Ok(())
@@ -128,14 +132,15 @@ fn unfit(system: &Kvm) -> Result<()> {
     vm.enable_cap(&split)?;
     let vcpu = vm.create_vcpu(0)?;
     let tiny = Tiny::new(system)?;
-    let found = register(&device()?, Register { vcpu_fd: vcpu.as_raw_fd(), ..good(&tiny) });
+    let found = register(&device()?, Register { vcpu_fd: vcpu.as_raw_fd(), ..good(&tiny)? });
     ensure!(found == libc::EOPNOTSUPP, "errno {found} for a vCPU with an in-kernel interrupt controller");
 
     // A child has the descriptor, but the VM is its parent's.
+    let ask = good(&tiny)?;
     // SAFETY: the child makes system calls only and ends by _exit.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        let found = device().map_or(0, |device| register(&device, good(&tiny)));
+        let found = device().map_or(0, |device| register(&device, ask));
         // SAFETY: ends the child.
         unsafe { libc::_exit(found) };
     }
@@ -174,7 +179,7 @@ fn unbound(_system: &Kvm) -> Result<()> {
 
 fn settings(system: &Kvm) -> Result<()> {
     let (vm, device) = (Tiny::new(system)?, device()?);
-    ensure!(register(&device, good(&vm)) == 0, "refused");
+    ensure!(register(&device, good(&vm)?) == 0, "refused");
     for (guest_khz, quantum) in [(0, 0), (1, 0), (u32::MAX, 0), (1_000_000, 21), (1_000_000, u32::MAX)] {
         let mut clock = Clock { guest_khz, quantum, value: 0 };
         let found = errno(&device, abi::SET_CLOCK, &raw mut clock);
@@ -198,7 +203,7 @@ fn settings(system: &Kvm) -> Result<()> {
 
 fn mappings(system: &Kvm) -> Result<()> {
     let (vm, device) = (Tiny::new(system)?, device()?);
-    let mut ask = good(&vm);
+    let mut ask = good(&vm)?;
     ensure!(errno(&device, abi::REGISTER, &raw mut ask) == 0, "refused");
     let (len, page) = (ask.area as usize, abi::PAGE);
     let (read, write, exec) = (libc::PROT_READ, libc::PROT_WRITE, libc::PROT_EXEC);
@@ -225,7 +230,7 @@ fn mappings(system: &Kvm) -> Result<()> {
                 mapped.cast::<u32>().read_volatile()
             };
             ensure!(word == 0, "the area was not empty");
-            ensure!(register(&device, good(&vm)) == 0, "refused again");
+            ensure!(register(&device, good(&vm)?) == 0, "refused again");
             // SAFETY: mapped above.
             unsafe { libc::munmap(mapped, len) };
         }
@@ -254,7 +259,7 @@ fn fuzz(system: &Kvm) -> Result<()> {
         } else {
             known[below(&mut random, known.len() as u64) as usize]
         };
-        let mut ask = good(&vm);
+        let mut ask = good(&vm)?;
         match below(&mut random, 8) {
             0 => ask.vcpu_fd = below(&mut random, 40) as i32,
             1 => ask.traps = below(&mut random, 1 << 32) as u32,
@@ -281,7 +286,7 @@ fn fuzz(system: &Kvm) -> Result<()> {
         }
     }
     drop(devices);
-    vm.register(ALL_TRAPS, 1024, CaptureMode::Record)?;
+    vm.register(all_traps()?, 1024, CaptureMode::Record)?;
     vm.start(guest::rdtsc(), Ring::User, 100, 0)?;
     vm.finish()
 }
@@ -292,7 +297,7 @@ fn scribble(system: &Kvm) -> Result<()> {
         let mut vm = Tiny::new(system)?;
         let mode = if round % 2 == 0 { CaptureMode::Record } else { CaptureMode::Replay };
         let capture_fd = device()?;
-        let mut ask = good(&vm);
+        let mut ask = good(&vm)?;
         ensure!(errno(&capture_fd, abi::REGISTER, &raw mut ask) == 0, "refused");
         let mut number = if mode == CaptureMode::Record { abi::MODE_RECORD } else { abi::MODE_REPLAY };
         ensure!(errno(&capture_fd, abi::SET_MODE, &raw mut number) == 0, "no mode");

@@ -3,6 +3,7 @@
 pub mod guest;
 mod histograms;
 pub mod misuse;
+mod random_numbers;
 pub mod storm;
 pub mod trials;
 pub mod vm;

@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kvm_ioctls::Kvm;
-use tandem_kmod_brain::trap::ALL_TRAPS;
 use tandem_vmm::machine::cpu::capture::{Capture, CaptureMode, probe};
 
 use super::guest;
-use super::vm::{Ring, Tiny};
+use super::vm::{Ring, Tiny, all_traps};
 use crate::random::Random;
 
 /// One VMM's life: it registers, runs, lets go and begins again, until it is killed.
@@ -19,7 +18,7 @@ fn live(seed: u64) -> Result<()> {
     loop {
         let mut vm = Tiny::new(&system)?;
         let mode = if random.within(0..=1) == 0 { CaptureMode::Record } else { CaptureMode::Replay };
-        vm.register(ALL_TRAPS, 1 << random.within(4..=14), mode)?;
+        vm.register(all_traps()?, 1 << random.within(4..=14), mode)?;
         for _ in 0..random.within(1..=5) {
             let count = random.within(1..=300);
             vm.start(guest::mixed(), Ring::Kernel, count, 0)?;
@@ -30,7 +29,7 @@ fn live(seed: u64) -> Result<()> {
                 1 => vm.capture()?.set_mode(CaptureMode::Off)?,
                 2 => vm.capture()?.set_mode(CaptureMode::Record)?,
                 3 => vm.capture = None,
-                4 => drop(Capture::register(vm.vcpu.as_raw_fd(), ALL_TRAPS)),
+                4 => drop(Capture::register(vm.vcpu.as_raw_fd(), all_traps()?)),
                 5 => {
                     // The VM goes first, the registration after it.
                     let capture = vm.capture.take();
@@ -41,7 +40,7 @@ fn live(seed: u64) -> Result<()> {
                 _ => {}
             }
             if vm.capture.is_none() {
-                vm.register(ALL_TRAPS, 64, CaptureMode::Record)?;
+                vm.register(all_traps()?, 64, CaptureMode::Record)?;
             }
         }
     }

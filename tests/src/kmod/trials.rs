@@ -5,14 +5,14 @@ use kvm_bindings::kvm_regs;
 use kvm_ioctls::Kvm;
 use tandem_kmod_brain::abi::Pause;
 use tandem_kmod_brain::ring::Entry;
-use tandem_kmod_brain::trap::{ALL_TRAPS, Trap};
+use tandem_kmod_brain::trap::Trap;
 use tandem_vmm::machine::cpu::capture::{CaptureMode, QUANTUM};
 use thiserror::Error;
 
-use super::vm::{EDGE, End, RESULTS, Ring, Tiny};
-use super::{guest, histograms};
+use super::vm::{EDGE, End, RESULTS, Ring, Tiny, all_traps};
+use super::{guest, histograms, random_numbers};
 
-const RINGS: [Ring; 2] = [Ring::Kernel, Ring::User];
+pub(super) const RINGS: [Ring; 2] = [Ring::Kernel, Ring::User];
 /// RFLAGS.IF.
 const INTERRUPTS: u64 = 0x200;
 
@@ -45,16 +45,26 @@ pub const ALL: &[Trial] = &[
     ("after it was let go, and with the mode off, the vCPU reads the native TSC", let_go),
     ("letting a running vCPU go from another thread leaves it running", let_go_running),
     ("the virtual TSC goes on after a replay where the replay ended", go_live),
+    (
+        "RDRAND and RDSEED fill each register by its size, set CF alone, and are recorded",
+        random_numbers::recorded,
+    ),
+    ("so do those of 16 bits in 64-bit code", random_numbers::narrow),
+    ("a replay gives the same random numbers, registers and digest", random_numbers::replayed),
+    ("another instruction than RDRAND or RDSEED is a divergence", random_numbers::diverged),
+    ("RDRAND and RDSEED at the end of a page", random_numbers::page_end),
+    ("RDRAND and RDSEED that CPUID hides fault, whatever was registered", random_numbers::hidden),
+    ("after the vCPU was let go, RDRAND and RDSEED are native", random_numbers::let_go),
     ("histograms count the exits of a run by reason", histograms::histograms),
 ];
 
 pub(super) fn recorder(system: &Kvm, entries: u32) -> Result<Tiny> {
     let mut vm = Tiny::new(system)?;
-    vm.register(ALL_TRAPS, entries, CaptureMode::Record)?;
+    vm.register(all_traps()?, entries, CaptureMode::Record)?;
     Ok(vm)
 }
 
-fn drain(vm: &mut Tiny) -> Result<Vec<Entry>> {
+pub(super) fn drain(vm: &mut Tiny) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     while let Some(entry) = vm.capture()?.recorded()? {
         entries.push(entry);
@@ -62,7 +72,7 @@ fn drain(vm: &mut Tiny) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-fn feed(vm: &mut Tiny, entries: &[Entry]) -> Result<()> {
+pub(super) fn feed(vm: &mut Tiny, entries: &[Entry]) -> Result<()> {
     for entry in entries {
         ensure!(vm.capture()?.feed(entry)?, "no room for a value");
     }
@@ -128,7 +138,7 @@ fn mixed(system: &Kvm, ring: Ring, count: u64) -> Result<(Tiny, Vec<Entry>)> {
 
 fn replayer(system: &Kvm, ring: Ring, count: u64) -> Result<Tiny> {
     let mut vm = Tiny::new(system)?;
-    vm.register(ALL_TRAPS, 4096, CaptureMode::Replay)?;
+    vm.register(all_traps()?, 4096, CaptureMode::Replay)?;
     vm.start_with(guest::mixed(), ring, &kvm_regs { rsi: count, ..kvm_regs::default() }, 0x100)?;
     Ok(vm)
 }
@@ -210,7 +220,7 @@ fn limit(system: &Kvm) -> Result<()> {
 /// Runs a program with an interrupt waiting, and checks that it is taken at `after`, after one read.
 fn interrupted_at(system: &Kvm, program: u64, after: u64, mode: CaptureMode) -> Result<()> {
     let mut vm = Tiny::new(system)?;
-    vm.register(ALL_TRAPS, 16, mode)?;
+    vm.register(all_traps()?, 16, mode)?;
     if mode == CaptureMode::Replay {
         feed(&mut vm, &[Entry { trap: Trap::Rdtsc, value: 0x11_2233_4455, ordinal: 0 }])?;
     }
@@ -420,7 +430,7 @@ fn let_go(system: &Kvm) -> Result<()> {
         vm.finish()?;
         vm.capture = None;
         native(&mut vm)?;
-        vm.register(ALL_TRAPS, 1024, CaptureMode::Record)?;
+        vm.register(all_traps()?, 1024, CaptureMode::Record)?;
     }
     Ok(())
 }
@@ -454,7 +464,7 @@ fn let_go_running(system: &Kvm) -> Result<()> {
 
 fn go_live(system: &Kvm) -> Result<()> {
     let mut vm = Tiny::new(system)?;
-    vm.register(ALL_TRAPS, 1024, CaptureMode::Replay)?;
+    vm.register(all_traps()?, 1024, CaptureMode::Replay)?;
     let entries: Vec<_> = (0..100)
         .map(|n| Entry { trap: Trap::Rdtsc, value: 0x5_0000_0000_0000 + n * 16_000, ordinal: n })
         .collect();

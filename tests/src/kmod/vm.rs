@@ -4,12 +4,12 @@ use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, bail, ensure};
 use kvm_bindings::{
-    KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_TPR_ACCESS, KVM_MAX_CPUID_ENTRIES, kvm_dtable, kvm_interrupt,
-    kvm_regs, kvm_segment, kvm_userspace_memory_region,
+    KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_TPR_ACCESS, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_dtable,
+    kvm_interrupt, kvm_regs, kvm_segment, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use tandem_kmod_brain::abi::Pause;
-use tandem_vmm::machine::cpu::capture::{Capture, CaptureMode};
+use tandem_vmm::machine::cpu::capture::{Capture, CaptureMode, probe};
 
 use super::guest;
 
@@ -52,6 +52,14 @@ pub enum Ring {
     Kernel,
     /// 3.
     User,
+}
+
+/// What the module can capture on this host.
+///
+/// # Errors
+/// When it is not there.
+pub fn all_traps() -> Result<u32> {
+    Ok(probe()?.traps)
 }
 
 /// A tiny VM.
@@ -124,6 +132,14 @@ impl Tiny {
     /// # Errors
     /// When KVM refuses.
     pub fn new(system: &Kvm) -> Result<Self> {
+        Self::with_cpuid(system, |_| {})
+    }
+
+    /// The same, with another CPUID than KVM supports.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn with_cpuid(system: &Kvm, change: impl Fn(&mut kvm_cpuid_entry2)) -> Result<Self> {
         let vm = system.create_vm().context("KVM_CREATE_VM")?;
         vm.set_tss_address(0xfffb_d000).context("KVM_SET_TSS_ADDR")?;
         let ram = Ram::new()?;
@@ -144,6 +160,7 @@ impl Tiny {
                 0x8000_0001 => entry.ecx &= !(1 << 2),
                 _ => {}
             }
+            change(entry);
         }
         vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
         let tiny = Self { capture: None, vcpu, _vm: vm, ram };
@@ -199,6 +216,17 @@ impl Tiny {
         let place = self.ram.at(address, bytes.len())?;
         // SAFETY: within the mapping; the vCPU does not run.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len()) };
+        Ok(())
+    }
+
+    /// Reads guest memory.
+    ///
+    /// # Errors
+    /// When it lies outside.
+    pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+        let place = self.ram.at(address, bytes.len())?;
+        // SAFETY: within the mapping; the vCPU does not run.
+        unsafe { std::ptr::copy_nonoverlapping(place, bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
     }
 

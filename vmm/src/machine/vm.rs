@@ -8,12 +8,11 @@ use kvm_bindings::{
     kvm_enable_cap, kvm_regs, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
-use tandem_kmod_brain::trap::{ALL_TRAPS, Trap};
 use thiserror::Error;
 
 use super::board::{Board, InputError};
 use super::boot::{self, BootError, BootImage, SEED_LEN};
-use super::cpu::capture::{Capture, CaptureError, CaptureMode, GUEST_KHZ};
+use super::cpu::capture::{self, Capture, CaptureError, CaptureMode, GUEST_KHZ};
 use super::cpu::cpuid;
 use super::cpu::exit::Exit;
 use super::cpu::image::ImageError;
@@ -217,15 +216,16 @@ impl Machine {
         })
     }
 
-    /// What CPUID shows every guest on this host, with the module's TSC or without.
+    /// What CPUID shows every guest on this host, with what the module serves or without.
     ///
     /// # Errors
-    /// When KVM does not say what it supports.
+    /// When KVM does not say what it supports, or the module is wanted and not there.
     pub fn guest_cpuid(system: &Kvm, trapped_tsc: bool) -> Result<Vec<kvm_cpuid_entry2>, MachineError> {
         let supported = system
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(kvm("KVM_GET_SUPPORTED_CPUID"))?;
-        Ok(cpuid::filter(supported.as_slice(), trapped_tsc))
+        let captured = if trapped_tsc { capture::probe()?.traps } else { 0 };
+        Ok(cpuid::filter(supported.as_slice(), captured))
     }
 
     /// Guest memory.
@@ -425,8 +425,8 @@ fn keep_pending_exceptions(vm: &VmFd) -> Result<(), MachineError> {
 
 /// Registers the vCPU with the kernel module, to record from now on.
 fn captured(vcpu: &Vcpu, cpuid: &[kvm_cpuid_entry2]) -> Result<Capture, MachineError> {
-    // Without RDTSCP in CPUID, KVM itself makes the instruction fault.
-    let traps = if cpuid::has_rdtscp(cpuid) { ALL_TRAPS } else { ALL_TRAPS & !Trap::Rdtscp.bit() };
+    // What CPUID hides, KVM itself makes fault, as far as the CPU lets it.
+    let traps = capture::probe()?.traps & cpuid::shown(cpuid);
     let mut capture = Capture::register(vcpu.fd().as_raw_fd(), traps)?;
     capture.set_clock(0)?;
     capture.set_mode(CaptureMode::Record)?;

@@ -4,6 +4,7 @@
 //! from the feature behind it something that is not a function of its past (see `docs/determinism.md`).
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use tandem_kmod_brain::trap::Trap;
 
 /// A register of a CPUID leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +34,8 @@ pub struct HiddenBit {
     pub name: &'static str,
     /// Why the guest must not have it.
     pub reason: &'static str,
-    /// Whether the kernel module captures what is behind it: the guest then may have it.
-    pub captured: bool,
+    /// What is behind it, if the kernel module can capture that: where it does, the guest may have it.
+    pub trap: Option<Trap>,
 }
 
 const fn hide(
@@ -45,12 +46,12 @@ const fn hide(
     name: &'static str,
     reason: &'static str,
 ) -> HiddenBit {
-    HiddenBit { leaf, subleaf, register, bit, name, reason, captured: false }
+    HiddenBit { leaf, subleaf, register, bit, name, reason, trap: None }
 }
 
-/// Hidden unless the kernel module captures the instructions behind it.
-const fn capture(leaf: u32, register: Register, bit: u8, name: &'static str) -> HiddenBit {
-    HiddenBit { captured: true, ..hide(leaf, None, register, bit, name, TIME) }
+/// Hidden unless the kernel module captures the instruction behind it.
+const fn capture(trap: Trap, hidden: HiddenBit) -> HiddenBit {
+    HiddenBit { trap: Some(trap), ..hidden }
 }
 
 const TIME: &str = "reads host time without an exit";
@@ -80,8 +81,8 @@ pub const HIDDEN: &[HiddenBit] = &[
     hide(1, None, Ecx, 17, "PCID", STALE_TLB),
     hide(1, None, Ecx, 21, "x2APIC", NO_APIC),
     hide(1, None, Ecx, 24, "TSC-Deadline", TIME),
-    hide(1, None, Ecx, 30, "RDRAND", RANDOM),
-    capture(1, Edx, 4, "TSC"),
+    capture(Trap::Rdrand, hide(1, None, Ecx, 30, "RDRAND", RANDOM)),
+    capture(Trap::Rdtsc, hide(1, None, Edx, 4, "TSC", TIME)),
     hide(1, None, Edx, 9, "APIC", NO_APIC),
     hide(1, None, Edx, 21, "DS", TRACE),
     hide(1, None, Edx, 22, "ACPI thermal", HOST_CPU),
@@ -93,7 +94,7 @@ pub const HIDDEN: &[HiddenBit] = &[
     hide(7, Some(0), Ebx, 11, "RTM", ABORTS),
     hide(7, Some(0), Ebx, 12, "PQM", COUNTERS),
     hide(7, Some(0), Ebx, 15, "PQE", HOST_CPU),
-    hide(7, Some(0), Ebx, 18, "RDSEED", RANDOM),
+    capture(Trap::Rdseed, hide(7, Some(0), Ebx, 18, "RDSEED", RANDOM)),
     hide(7, Some(0), Ebx, 25, "Intel PT", TRACE),
     hide(7, Some(0), Ecx, 5, "WAITPKG", TIMED_WAIT),
     hide(7, Some(0), Ecx, 22, "RDPID", HOST_CPU),
@@ -113,10 +114,10 @@ pub const HIDDEN: &[HiddenBit] = &[
     hide(0x8000_0001, None, Ecx, 24, "NB performance counters", COUNTERS),
     hide(0x8000_0001, None, Ecx, 28, "L2 performance counters", COUNTERS),
     hide(0x8000_0001, None, Ecx, 29, "MWAITX", TIMED_WAIT),
-    capture(0x8000_0001, Edx, 4, "TSC"),
+    capture(Trap::Rdtsc, hide(0x8000_0001, None, Edx, 4, "TSC", TIME)),
     hide(0x8000_0001, None, Edx, 9, "APIC", NO_APIC),
-    capture(0x8000_0001, Edx, 27, "RDTSCP"),
-    capture(0x8000_0007, Edx, 8, "invariant TSC"),
+    capture(Trap::Rdtscp, hide(0x8000_0001, None, Edx, 27, "RDTSCP", TIME)),
+    capture(Trap::Rdtsc, hide(0x8000_0007, None, Edx, 8, "invariant TSC", TIME)),
     hide(0x8000_0007, None, Edx, 10, "effective frequency", COUNTERS),
     hide(0x8000_0008, None, Ebx, 4, "RDPRU", TIME),
 ];
@@ -152,11 +153,12 @@ const TOPOLOGY_LEAVES: [u32; 2] = [0xb, 0x1f];
 /// no steal time.
 const HYPERVISOR_LEAVES: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4fff_ffff;
 
-/// Filters what KVM supports down to what is deterministic. With `captured`, the guest has the virtual TSC of the
-/// kernel module, which is invariant whatever the host's is. Entries come out sorted, so that two hosts of one
-/// kind agree on the digest.
+/// Filters what KVM supports down to what is deterministic. `captured` are the traps (by `Trap::bit`) that the kernel
+/// module serves: the guest has the instructions behind them. The virtual TSC is invariant whatever the host's is.
+/// Entries come out sorted, so that two hosts of one kind agree on the digest.
 #[must_use]
-pub fn filter(supported: &[kvm_cpuid_entry2], captured: bool) -> Vec<kvm_cpuid_entry2> {
+pub fn filter(supported: &[kvm_cpuid_entry2], captured: u32) -> Vec<kvm_cpuid_entry2> {
+    let is_captured = |trap: Trap| captured & trap.bit() != 0;
     let mut entries: Vec<_> = supported
         .iter()
         .copied()
@@ -165,7 +167,7 @@ pub fn filter(supported: &[kvm_cpuid_entry2], captured: bool) -> Vec<kvm_cpuid_e
         .filter(|e| !TOPOLOGY_LEAVES.contains(&e.function))
         .collect();
     for entry in &mut entries {
-        for hidden in HIDDEN.iter().filter(|hidden| !(captured && hidden.captured)) {
+        for hidden in HIDDEN.iter().filter(|hidden| !hidden.trap.is_some_and(is_captured)) {
             if hidden.leaf == entry.function && hidden.subleaf.is_none_or(|s| s == entry.index) {
                 *register_mut(entry, hidden.register) &= !(1 << hidden.bit);
             }
@@ -177,7 +179,7 @@ pub fn filter(supported: &[kvm_cpuid_entry2], captured: bool) -> Vec<kvm_cpuid_e
             4 => entry.eax &= 0x0000_3fff,
             // Sub-leaf 1 EBX: size of a compacted image, which cannot be made.
             0xd if entry.index == 1 => entry.ebx = 0,
-            0x8000_0007 if captured => entry.edx |= 1 << 8,
+            0x8000_0007 if is_captured(Trap::Rdtsc) => entry.edx |= 1 << 8,
             0x8000_0008 => entry.ecx = 0,
             0x8000_001d => entry.eax &= 0x0000_3fff,
             _ => {}
@@ -187,10 +189,31 @@ pub fn filter(supported: &[kvm_cpuid_entry2], captured: bool) -> Vec<kvm_cpuid_e
     entries
 }
 
-/// Whether the guest has RDTSCP.
+/// The traps (by `Trap::bit`) of instructions that the guest has: those that no bit stands for, and those that some
+/// bit shows.
 #[must_use]
-pub fn has_rdtscp(entries: &[kvm_cpuid_entry2]) -> bool {
-    entries.iter().any(|e| e.function == 0x8000_0001 && e.edx >> 27 & 1 == 1)
+pub fn shown(entries: &[kvm_cpuid_entry2]) -> u32 {
+    let is_set = |hidden: &HiddenBit| {
+        entries.iter().any(|entry| {
+            hidden.leaf == entry.function
+                && hidden.subleaf.is_none_or(|s| s == entry.index)
+                && register(entry, hidden.register) >> hidden.bit & 1 == 1
+        })
+    };
+    let is_shown = |trap: &Trap| {
+        let mut bits = HIDDEN.iter().filter(|hidden| hidden.trap == Some(*trap)).peekable();
+        bits.peek().is_none() || bits.any(is_set)
+    };
+    Trap::ALL.into_iter().filter(is_shown).map(Trap::bit).sum()
+}
+
+const fn register(entry: &kvm_cpuid_entry2, register: Register) -> u32 {
+    match register {
+        Eax => entry.eax,
+        Ebx => entry.ebx,
+        Ecx => entry.ecx,
+        Edx => entry.edx,
+    }
 }
 
 fn register_mut(entry: &mut kvm_cpuid_entry2, register: Register) -> &mut u32 {
@@ -223,6 +246,7 @@ pub fn identity_bytes(entries: &[kvm_cpuid_entry2]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tandem_kmod_brain::trap::ALL_TRAPS;
 
     fn full(function: u32, index: u32) -> kvm_cpuid_entry2 {
         kvm_cpuid_entry2 { function, index, eax: !0, ebx: !0, ecx: !0, edx: !0, ..Default::default() }
@@ -235,7 +259,7 @@ mod tests {
             .map(|h| full(h.leaf, h.subleaf.unwrap_or(0)))
             .chain([full(0x4000_0001, 0)])
             .collect();
-        let mut out = filter(&all, false);
+        let mut out = filter(&all, 0);
         assert!(out.iter().all(|e| e.function != 0x4000_0001));
         for h in HIDDEN {
             assert!(!h.reason.is_empty() && !h.name.is_empty());
@@ -247,13 +271,36 @@ mod tests {
     }
 
     #[test]
-    fn a_captured_tsc_is_shown_and_invariant_and_nothing_else_is() {
-        let all = [full(1, 0), full(0x8000_0001, 0), kvm_cpuid_entry2 { edx: 0, ..full(0x8000_0007, 0) }];
-        let (with, without) = (filter(&all, true), filter(&all, false));
-        let differences: Vec<_> = with.iter().zip(&without).map(|(a, b)| a.edx ^ b.edx).collect();
-        assert_eq!(differences, [1 << 4, 1 << 4 | 1 << 27, 1 << 8]);
-        assert!(with.iter().zip(&without).all(|(a, b)| (a.eax, a.ebx, a.ecx) == (b.eax, b.ebx, b.ecx)));
-        assert!(has_rdtscp(&with) && !has_rdtscp(&without));
+    fn what_is_captured_is_shown_and_nothing_else_is() {
+        let all = [
+            full(1, 0),
+            full(7, 0),
+            full(0x8000_0001, 0),
+            kvm_cpuid_entry2 { edx: 0, ..full(0x8000_0007, 0) },
+        ];
+        let words = |captured| {
+            let entries = filter(&all, captured);
+            entries.iter().map(|e| [e.eax, e.ebx, e.ecx, e.edx]).collect::<Vec<_>>()
+        };
+        let differences = |captured| {
+            let (with, without) = (words(captured), words(0));
+            let pairs = with.into_iter().flatten().zip(without.into_iter().flatten());
+            pairs.map(|(a, b)| a ^ b).enumerate().filter(|(_, bits)| *bits != 0).collect::<Vec<_>>()
+        };
+        // Number of the word: four to an entry.
+        let cases = [
+            (Trap::Rdtsc, vec![(3, 1 << 4), (11, 1 << 4), (15, 1 << 8)]),
+            (Trap::Rdtscp, vec![(11, 1 << 27)]),
+            (Trap::Rdpmc, vec![]),
+            (Trap::Rdrand, vec![(2, 1 << 30)]),
+            (Trap::Rdseed, vec![(5, 1 << 18)]),
+        ];
+        for (trap, wanted) in cases {
+            assert_eq!(differences(trap.bit()), wanted, "{}", trap.name());
+            assert_eq!(shown(&filter(&all, trap.bit())), trap.bit() | Trap::Rdpmc.bit());
+        }
+        // A host that has not what the module can serve.
+        assert_eq!(shown(&filter(&all[..1], ALL_TRAPS)) & (Trap::Rdtscp.bit() | Trap::Rdseed.bit()), 0);
     }
 
     #[test]
@@ -262,8 +309,8 @@ mod tests {
             assert!(!HIDDEN[i + 1..].iter().any(|b| (a.leaf, a.subleaf, a.register, a.bit)
                 == (b.leaf, b.subleaf, b.register, b.bit)));
         }
-        let forward = filter(&[full(1, 0), full(7, 0), full(0xd, 1)], false);
-        let backward = filter(&[full(0xd, 1), full(7, 0), full(1, 0)], false);
+        let forward = filter(&[full(1, 0), full(7, 0), full(0xd, 1)], 0);
+        let backward = filter(&[full(0xd, 1), full(7, 0), full(1, 0)], 0);
         assert_eq!(identity_bytes(&forward), identity_bytes(&backward));
     }
 }
