@@ -23,6 +23,9 @@
 // Acknowledgements: what the backup has received and executed.
 pub mod ack;
 
+// What an ack says beside its numbers.
+mod ack_flags;
+
 // The backup's end: frames off the wire into the ring, acknowledged on receipt.
 pub mod backup;
 

@@ -17,6 +17,7 @@ use tandem_vmm::host::control::Role;
 
 use super::machine::{Machine, Shared, Sources, look};
 use super::usage::Look;
+use crate::report::Event;
 
 /// Where the other machine takes orders, on the log's cable.
 const ORDERS: SocketAddrV4 = SocketAddrV4::new(BACKUP, 7701);
@@ -45,15 +46,6 @@ enum Answer {
     Look(Box<Look>),
     Events(Vec<Event>),
     Failed(String),
-}
-
-/// Something that the backup logged after its primary was killed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Event {
-    /// Milliseconds after the first of them.
-    pub(crate) ms: f64,
-    /// What it says.
-    pub(crate) text: String,
 }
 
 /// Where backups run.

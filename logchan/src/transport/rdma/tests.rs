@@ -3,8 +3,7 @@
 
 use super::cm::{Events, Id};
 use super::conn::Connection;
-use super::flow::{Credit, SLOTS};
-use super::setup::SENDS;
+use super::flow::{Credit, SENDS, SLOTS};
 use super::verbs::{Queues, Write};
 use super::*;
 use crate::handshake::{self, Agreed, Hello, Identity, PreSharedKey};
