@@ -219,7 +219,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     tell_delays(delays.as_deref().unwrap_or_default());
     if let (Some(file), Ok(rows)) = (&args.picture, &delays) {
-        std::fs::write(file, picture::svg(rows))
+        std::fs::write(file, picture::svg(rows)?)
             .with_context(|| format!("cannot write {}", file.display()))?;
         println!("drawn: {}", file.display());
     }
