@@ -32,6 +32,9 @@ pub mod backup;
 // From a connected stream to a channel, in one call.
 pub mod channel;
 
+// crc32c, in the way that is the quickest on this CPU.
+mod checksum;
+
 // rkyv archives in frames: encoding without allocation, validated access in place.
 pub mod codec;
 
