@@ -17,6 +17,8 @@
 
 use thiserror::Error;
 
+pub use crate::ack_flags::AckFlags;
+
 use crate::doorbell::Doorbell;
 use crate::frame::{self, Flags, Frame, FrameError, HEADER_LEN, Header, Kind};
 use crate::progress::{Executed, Progress};
@@ -28,32 +30,6 @@ pub const ACK_VERSION: u16 = 1;
 pub const ACK_LEN: usize = 48;
 /// Bytes of an ack's frame.
 pub const ACK_FRAME_LEN: usize = frame::frame_len(ACK_LEN);
-
-/// What else the backup has to say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AckFlags(u32);
-
-impl AckFlags {
-    /// The backup's machine differs from the primary's: it must not go live, it needs a state transfer.
-    pub const DIVERGED: Self = Self(1);
-    /// The backup is being shut down in good order.
-    pub const GOING_DOWN: Self = Self(2);
-    const KNOWN: u32 = 3;
-
-    /// Whether all bits of `other` are set.
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    pub(crate) const fn bits(self) -> u32 {
-        self.0
-    }
-
-    pub(crate) const fn from_bits(bits: u32) -> Self {
-        Self(bits & Self::KNOWN)
-    }
-}
 
 /// One acknowledgement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,7 +94,7 @@ impl Ack {
             self.executed.position,
             self.executed.digest,
             self.echo,
-            u64::from(self.flags.0),
+            u64::from(self.flags.bits()),
         ];
         for (bytes, word) in payload.chunks_exact_mut(8).zip(words) {
             bytes.copy_from_slice(&word.to_le_bytes());
@@ -150,7 +126,7 @@ impl Ack {
             received,
             executed: Executed { sequence, position, digest },
             echo,
-            flags: AckFlags(flags as u32),
+            flags: AckFlags::from_bits(flags as u32),
         })
     }
 

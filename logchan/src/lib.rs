@@ -23,11 +23,17 @@
 // Acknowledgements: what the backup has received and executed.
 pub mod ack;
 
+// What an ack says beside its numbers.
+mod ack_flags;
+
 // The backup's end: frames off the wire into the ring, acknowledged on receipt.
 pub mod backup;
 
 // From a connected stream to a channel, in one call.
 pub mod channel;
+
+// crc32c, in the way that is the quickest on this CPU.
+mod checksum;
 
 // rkyv archives in frames: encoding without allocation, validated access in place.
 pub mod codec;

@@ -5,6 +5,7 @@
 //! interrupted: the writer could not run to finish it. Hence a latch and no plain sequence lock: two copies,
 //! of which one is whole at any moment (as Linux's `seqcount_latch`, Documentation/locking/seqlock.rst).
 
+use crate::ack_flags::AckFlags;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// A point the backup has executed up to.
@@ -100,21 +101,20 @@ impl Progress {
     }
 
     /// Raises flags that every ack carries from now on.
-    pub fn raise(&self, flags: crate::ack::AckFlags) {
+    pub fn raise(&self, flags: AckFlags) {
         self.flags.fetch_or(flags.bits(), Ordering::Release);
     }
 
     /// The flags raised so far.
     #[must_use]
-    pub fn flags(&self) -> crate::ack::AckFlags {
-        crate::ack::AckFlags::from_bits(self.flags.load(Ordering::Acquire))
+    pub fn flags(&self) -> AckFlags {
+        AckFlags::from_bits(self.flags.load(Ordering::Acquire))
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::ack::AckFlags;
     use std::sync::Arc;
 
     #[test]

@@ -393,7 +393,8 @@ impl Drop for Bed {
     }
 }
 
-fn ping(server: &SocketAddr, patience: Duration) -> bool {
+/// Whether a Redis server answers a PING.
+pub(crate) fn ping(server: &SocketAddr, patience: Duration) -> bool {
     use std::io::{Read, Write};
     let answer = || -> std::io::Result<bool> {
         let mut stream = TcpStream::connect_timeout(server, patience)?;

@@ -5,6 +5,7 @@ pub mod bed;
 pub mod client;
 pub mod config;
 pub mod demo;
+pub mod hosts;
 pub mod kmod;
 pub mod lab;
 pub mod linux;

@@ -23,14 +23,14 @@ use crate::pair::ping_pong;
 const LOADS: [(u32, u64); 2] = [(1, 4_000), (50, 30_000)];
 
 /// One load.
-#[derive(Debug, Json)]
+#[derive(Debug, Default, Json)]
 pub(super) struct Row {
     pub(super) clients: u32,
     pub(super) rtt_us: f64,
     pub(super) delay_us_p50: f64,
     pub(super) delay_us_p99: f64,
-    total_us_p50: f64,
-    total_us_p99: f64,
+    pub(super) total_us_p50: f64,
+    pub(super) total_us_p99: f64,
     /// Against the median round trip, both.
     pub(super) over_rtt_p50: f64,
     pub(super) over_rtt_p99: f64,

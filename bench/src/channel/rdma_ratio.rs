@@ -7,11 +7,21 @@ use std::process::{Command, Stdio};
 /// Relative to the checkout, which is where `make` runs this.
 const BENCH: &str = "tests/rdma/bench";
 
-/// What the script's last line says, with the ratio in it.
+/// What the script says.
+#[derive(Debug)]
+pub(super) struct Told {
+    /// `rdma_over_tcp_rtt`, `rdma_over_tcp_rtt_read`: the best that the config offers, and the best of acks by the backup.
+    pub(super) best: f64,
+    pub(super) read: f64,
+    /// All of its last line, with the configs that the two are of.
+    pub(super) all: Value,
+}
+
+/// Runs the script.
 ///
 /// # Errors
-/// Why there is none.
-pub(super) fn measure(asked: bool) -> Result<(f64, Value), String> {
+/// Why there is no figure.
+pub(super) fn measure(asked: bool) -> Result<Told, String> {
     if !asked {
         return Err(format!("not asked for: --rdma runs {BENCH}, minutes under virtme-ng"));
     }
@@ -26,9 +36,11 @@ pub(super) fn measure(asked: bool) -> Result<(f64, Value), String> {
     if !said.status.success() {
         return Err(format!("{BENCH}: {}; its last words: {last}", said.status));
     }
-    let told: Value = serde_json::from_str(last).map_err(|_| format!("{BENCH} says no JSON: {last}"))?;
-    match told["rdma_over_tcp_rtt"].as_f64() {
-        Some(ratio) => Ok((ratio, told)),
-        None => Err(format!("{BENCH} says no rdma_over_tcp_rtt: {last}")),
+    let all: Value = serde_json::from_str(last).map_err(|_| format!("{BENCH} says no JSON: {last}"))?;
+    let figure = |name: &str| all[name].as_f64().ok_or_else(|| format!("{BENCH} says no {name}: {last}"));
+    let (best, read) = (figure("rdma_over_tcp_rtt")?, figure("rdma_over_tcp_rtt_read")?);
+    for line in text.trim_end().lines().filter(|line| *line != last) {
+        println!("{line}");
     }
+    Ok(Told { best, read, all })
 }

@@ -10,16 +10,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use tandem_tests::config::Files;
-use tandem_tests::lab::{BACKUP, Host, Lab, PRIMARY};
+use tandem_tests::lab::{BACKUP, Host, Lab};
 use tandem_tests::side::Side;
 use tandem_tests::timeline;
 use tandem_vmm::host::control::Role;
 
 use super::machine::{Machine, Shared, Sources, look};
 use super::usage::Look;
+use crate::report::Event;
 
 /// Where the other machine takes orders, on the log's cable.
 const ORDERS: SocketAddrV4 = SocketAddrV4::new(BACKUP, 7701);
+/// The card that virtme-ng gave this machine.
+const CARD: &str = "eth0";
 /// For a machine to boot in software emulation and copy its files.
 const BOOT: Duration = Duration::from_secs(90);
 
@@ -47,15 +50,6 @@ enum Answer {
     Failed(String),
 }
 
-/// Something that the backup logged after its primary was killed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Event {
-    /// Milliseconds after the first of them.
-    pub(crate) ms: f64,
-    /// What it says.
-    pub(crate) text: String,
-}
-
 /// Where backups run.
 #[derive(Debug)]
 pub(crate) enum BackupHost {
@@ -71,7 +65,7 @@ impl BackupHost {
     /// # Errors
     /// When it does not come up.
     pub(crate) fn there(lab: &Lab) -> Result<Self> {
-        plug_in(lab, Host::Primary)?;
+        lab.log_leaves_by(CARD, Host::Primary)?;
         let deadline = Instant::now() + BOOT;
         let stream = loop {
             let tried = lab
@@ -179,7 +173,7 @@ impl Drop for BackupHost {
 /// When it cannot be ordered.
 pub(crate) fn serve(sources: Sources) -> Result<()> {
     let lab = Lab::new()?;
-    plug_in(&lab, Host::Backup)?;
+    lab.log_leaves_by(CARD, Host::Backup)?;
     let mut machine = Machine::new(sources)?;
     let listener = lab.host(Host::Backup).enter(|| TcpListener::bind(ORDERS))??;
     let (stream, _) = listener.accept()?;
@@ -239,25 +233,4 @@ fn go_live(side: &mut Side, patience: Duration) -> Result<Vec<Event>> {
             text: event.text.clone(),
         })
         .collect())
-}
-
-/// Makes the card that virtme-ng gave this machine the lab's end of the log's cable.
-fn plug_in(lab: &Lab, host: Host) -> Result<()> {
-    let namespace = lab.host(host);
-    lab.host(Host::Primary).batch("link delete log\n")?;
-    // What the lab does to the log's cable it does at both ends.
-    let other = if host == Host::Primary { Host::Backup } else { Host::Primary };
-    lab.host(other).batch("link add log type dummy\n")?;
-    let status = std::process::Command::new("ip")
-        .args(["link", "set", "eth0", "netns", namespace.name()])
-        .status()
-        .context("cannot run ip: install iproute2")?;
-    if !status.success() {
-        bail!("this machine has no eth0: it was not started with a cable");
-    }
-    let address = match host {
-        Host::Primary => PRIMARY,
-        Host::Backup => BACKUP,
-    };
-    namespace.batch(&format!("link set eth0 name log\naddress add {address}/24 dev log\nlink set log up\n"))
 }

@@ -16,7 +16,7 @@ const ROOT: &str = "root=/dev/vda ro init=/sbin/bench-init tandem.ip=10.77.0.2/2
 /// What the VM is told to do: the end of its command line.
 #[derive(Clone, Debug)]
 pub(crate) struct Orders {
-    /// `tandem.do=…` of [`super::row::Size::batch`].
+    /// `tandem.do=…` of [`super::size::Size::batch`].
     pub(crate) batch: Option<String>,
     /// Whether its services start afterwards.
     pub(crate) serve: bool,

@@ -4,7 +4,8 @@ use std::ffi::OsString;
 
 use serde_json::Value;
 
-use super::row::{Row, Size};
+use super::size::Size;
+use crate::report::Row;
 
 /// A client's command line; the first word is its program in the guest's image.
 pub(crate) type Command = Vec<OsString>;

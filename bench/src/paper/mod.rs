@@ -20,19 +20,15 @@ mod load;
 pub(crate) mod machine;
 pub(crate) mod machines;
 mod progress;
-mod row;
+mod size;
 mod stage;
 mod turns;
 mod usage;
 
-pub(crate) use backup::Event;
-pub(crate) use row::{Paper, Row};
-pub(crate) use usage::Usage;
-
-use crate::report::{EMULATED, Failover, Peer, Report, host};
+use crate::report::{EMULATED, Failover, Peer, Report, Row, host};
 use machine::Sources;
 use progress::Progress;
-use row::Size;
+use size::Size;
 pub(crate) use stage::Kind;
 use stage::Stage;
 use turns::{Asked, Turns};

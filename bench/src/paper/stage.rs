@@ -19,8 +19,9 @@ use super::config::{Orders, config, qemu, qemu_cmdline};
 use super::console::{Lines, Mark, mark, rounds};
 use super::load;
 use super::machine::{Machine, Shared, Sources, look};
-use super::row::{Row, Size};
-use super::usage::{Look, Usage};
+use super::size::Size;
+use super::usage::Look;
+use crate::report::{Event, Row, Usage};
 
 /// Between two looks at a console: the emulated CPU that looks is the guest's, too.
 const LOOK: Duration = Duration::from_millis(15);
@@ -282,7 +283,7 @@ impl Stage {
     ///
     /// # Errors
     /// When it does not.
-    pub(crate) fn failover(&mut self, vm: &mut Vm) -> Result<(f64, Vec<super::backup::Event>)> {
+    pub(crate) fn failover(&mut self, vm: &mut Vm) -> Result<(f64, Vec<Event>)> {
         let Runs::Tandem(side) = &mut vm.process else { bail!("not a pair") };
         let began = Instant::now();
         side.process.kill();

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::backup::Event;
 use super::config::Orders;
 use super::progress::Progress;
-use super::row::{Row, Size};
+use super::size::Size;
 use super::stage::{Kind, Measured, Stage, Vm};
-use crate::report::RowReport;
 use crate::report::stats::Spread;
+use crate::report::{Event, Row, RowReport};
 
 /// What is kept for the end of a run: the report, and what ends its last pair.
 const RESERVE: Duration = Duration::from_secs(5);
@@ -201,7 +200,7 @@ impl Turns {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::paper::Usage;
+    use crate::report::Usage;
 
     fn measured(rates: &[f64], hash: &str) -> Measured {
         let usage = Usage { log_mbit_s: 4.0, ..Usage::default() };

@@ -7,14 +7,16 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::paper::{Event, Paper, Row, Usage};
-
 pub(crate) mod host;
 mod markdown;
+mod row;
 pub(crate) mod stats;
 mod svg;
+mod usage;
 
+pub(crate) use row::{Paper, Row};
 use stats::Spread;
+pub(crate) use usage::Usage;
 
 /// A figure, or why there is none.
 #[derive(Clone, Debug, Serialize)]
@@ -51,6 +53,15 @@ pub(crate) struct RowReport {
     pub(crate) reason: Option<String>,
     /// Why the figure against QEMU is missing.
     pub(crate) reason_qemu: Option<String>,
+}
+
+/// Something that the backup logged after its primary was killed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Event {
+    /// Milliseconds after the first of them.
+    pub(crate) ms: f64,
+    /// What it says.
+    pub(crate) text: String,
 }
 
 /// A take-over.

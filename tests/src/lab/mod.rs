@@ -13,6 +13,7 @@
 //!
 //! Nothing is connected to the machine's own network.
 
+mod cards;
 pub(crate) mod frames;
 mod namespace;
 mod roce;

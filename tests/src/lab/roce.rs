@@ -31,16 +31,22 @@ impl SoftRoce {
     /// # Errors
     /// Without the kernel module or the program `rdma` of iproute2.
     pub fn renew(&self, lab: &Lab) -> anyhow::Result<()> {
-        for host in [Host::Primary, Host::Backup] {
-            let name = device(host);
-            // There may be none.
-            let _ = Command::new("rdma").args(["link", "del", name]).output();
-            let add = ["rdma", "link", "add", name, "type", "rxe", "netdev", "log"];
-            let output = Command::new("ip").args(["netns", "exec", lab.host(host).name()]).args(add).output();
-            let output = output.context("cannot run ip: install iproute2")?;
-            if !output.status.success() {
-                bail!("{}: {}", add.join(" "), String::from_utf8_lossy(&output.stderr).trim());
-            }
+        [Host::Primary, Host::Backup].into_iter().try_for_each(|host| self.renew_on(lab, host))
+    }
+
+    /// A new device on one host.
+    ///
+    /// # Errors
+    /// As [`Self::renew`].
+    pub fn renew_on(&self, lab: &Lab, host: Host) -> anyhow::Result<()> {
+        let name = device(host);
+        // There may be none.
+        let _ = Command::new("rdma").args(["link", "del", name]).output();
+        let add = ["rdma", "link", "add", name, "type", "rxe", "netdev", "log"];
+        let output = Command::new("ip").args(["netns", "exec", lab.host(host).name()]).args(add).output();
+        let output = output.context("cannot run ip: install iproute2")?;
+        if !output.status.success() {
+            bail!("{}: {}", add.join(" "), String::from_utf8_lossy(&output.stderr).trim());
         }
         Ok(())
     }

@@ -9,8 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::cm::Events;
-use super::flow::{Credit, END, Lie, Outbound};
-use super::setup::SENDS;
+use super::flow::{Credit, END, Lie, Outbound, SENDS};
 use super::verbs::{BATCH, Done, Mapped, Queues, Side, Write, status_text};
 use crate::transport::TransportError;
 use crate::transport::buffer::SendBuffer;

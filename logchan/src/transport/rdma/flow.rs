@@ -8,7 +8,9 @@
 
 /// Receive requests that each side keeps posted: messages that may be under way in one direction.
 pub(super) const SLOTS: u64 = 512;
-/// Of these, so many are for messages without data, which bring credits to a peer that sleeps.
+/// Writes of one side that may be under way: all messages, and credits beside them.
+pub(super) const SENDS: usize = 2 * SLOTS as usize;
+/// Of the receive requests, so many are for messages without data, which bring credits to a peer that sleeps.
 pub(super) const RESERVED: u64 = 8;
 /// The immediate value of a message that ends the stream.
 pub(super) const END: u32 = u32::MAX;

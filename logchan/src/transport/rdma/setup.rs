@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::RdmaConfig;
 use super::cm::{Events, Id};
 use super::conn::{Connection, Remote};
-use super::flow::{CREDIT_LEN, SLOTS};
+use super::flow::{CREDIT_LEN, SENDS, SLOTS};
 use super::verbs::{Mapped, Queues, Region};
 use crate::handshake::{Session, Side};
 use crate::transport::TransportError;
@@ -22,9 +22,6 @@ const TOKEN: usize = 16;
 const INVITATION: usize = 2 + TOKEN;
 const KEYS: usize = 8 + 8 + 4 + 8 + 4 + 4;
 const EXCHANGING: &str = "exchange RDMA keys with the peer";
-
-/// Writes of one side that may be under way: all messages, and credits beside them.
-pub(super) const SENDS: usize = 2 * SLOTS as usize;
 
 /// Sets up the connection: `side` says who listens. `incoming` bytes is the ring for what the peer
 /// sends, and `buffer` what this side sends from.

@@ -3,8 +3,7 @@
 
 use super::cm::{Events, Id};
 use super::conn::Connection;
-use super::flow::{Credit, SLOTS};
-use super::setup::SENDS;
+use super::flow::{Credit, SENDS, SLOTS};
 use super::verbs::{Queues, Write};
 use super::*;
 use crate::handshake::{self, Agreed, Hello, Identity, PreSharedKey};
@@ -323,66 +322,6 @@ fn a_killed_peer_is_noticed_and_what_it_wrote_is_there() {
     assert!(taken >= 32 << 10, "only {taken} bytes of the ring were handed out");
 }
 
-fn scribble(conn: &Connection, to: u64, key: u32, bytes: &[u8], immediate: Option<u32>) {
-    assert!(bytes.len() <= conn.queues.inline());
-    let write =
-        Write { from: bytes.as_ptr(), len: bytes.len(), local_key: 0, to, remote_key: key, immediate };
-    conn.queues.post(&[write]).unwrap();
-}
-
-#[test]
-fn a_length_that_the_ring_cannot_hold_is_refused() {
-    let Some(bed) = Bed::find() else { return };
-    let (send, mut acks, mut log) = bed.link(small(Completion::Events));
-    let conn = send.connection();
-    let remote = conn.remote();
-    scribble(conn, remote.ring, remote.ring_key, b"", Some(remote.ring_len as u32 + 1));
-    let error = failure(&mut log);
-    assert!(matches!(error, TransportError::Nonsense(_)), "{error}");
-    println!("the other side: {}", failure(&mut acks));
-}
-
-#[test]
-fn a_credit_for_what_was_not_sent_is_refused() {
-    let Some(bed) = Bed::find() else { return };
-    let (mut send, mut acks, log) = bed.link(small(Completion::Events));
-    let conn = log.connection();
-    let remote = conn.remote();
-    let words = Credit { bytes: 1 << 40, messages: 3 }.words();
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    scribble(conn, remote.word, remote.word_key, &bytes, None);
-    let error = sending_fails(&mut send);
-    assert!(matches!(error, TransportError::Nonsense(_)), "{error}");
-    println!("receiving: {}", failure(&mut acks));
-}
-
-#[test]
-fn writes_beside_the_ring_break_the_connection_only() {
-    let Some(bed) = Bed::find() else { return };
-    let (mut send, mut acks, mut log) = bed.link(small(Completion::Events));
-    let conn = send.connection();
-    let remote = conn.remote();
-    scribble(conn, remote.ring + remote.ring_len, remote.ring_key, &[1; 16], None);
-    println!("sending: {}", sending_fails(&mut send));
-    println!("receiving: {}", failure(&mut acks));
-    println!("the other side: {}", failure(&mut log));
-}
-
-#[test]
-fn keys_are_void_when_the_connection_is_gone() {
-    let Some(bed) = Bed::find() else { return };
-    let (old, _old_acks, old_log) = bed.link(small(Completion::Events));
-    let (to, key) = (old.connection().remote().ring, old.connection().remote().ring_key);
-    drop(old_log);
-    let (send, mut acks, _log) = bed.link(small(Completion::Events));
-    if (send.connection().remote().ring, send.connection().remote().ring_key) == (to, key) {
-        panic!("the new connection has the old one's key");
-    }
-    scribble(send.connection(), to, key, &[1; 16], None);
-    let error = failure(&mut acks);
-    println!("{error}");
-}
-
 #[test]
 fn a_stranger_without_the_token_gets_no_connection() {
     let Some(bed) = Bed::find() else { return };
@@ -422,4 +361,7 @@ fn a_stranger_without_the_token_gets_no_connection() {
     drop(listener);
 }
 
+mod breaches;
+mod damage;
+mod huge;
 mod placed;

@@ -326,7 +326,7 @@ impl Queues {
         self.queues[side as usize]
     }
 
-    fn pair(&self) -> *mut sys::ibv_qp {
+    pub(super) fn pair(&self) -> *mut sys::ibv_qp {
         // SAFETY: a live id; `new` made the queue pair.
         unsafe { (*self.id.as_ptr()).qp }
     }

@@ -94,44 +94,6 @@ impl Row {
     }
 }
 
-/// How much work each row is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Size {
-    /// Rounds of the JVM's transactions, the first one not counted.
-    pub(crate) jvm: u32,
-    /// Compilations of the tree.
-    pub(crate) compile: u32,
-    /// Seconds of pgbench, and of iperf3 in each direction.
-    pub(crate) seconds: u32,
-    /// Pages, and as many Redis writes times four.
-    pub(crate) pages: u32,
-    /// Seconds for which the guest's log is watched while it idles.
-    pub(crate) idle: u32,
-}
-
-impl Size {
-    /// Work for this machine: in software emulation everything is some thirty times slower.
-    pub(crate) const fn new(emulated: bool, quick: bool) -> Self {
-        match (emulated, quick) {
-            (true, true) => Self { jvm: 4, compile: 2, seconds: 5, pages: 30, idle: 4 },
-            (true, false) => Self { jvm: 12, compile: 4, seconds: 15, pages: 120, idle: 10 },
-            (false, true) => Self { jvm: 60, compile: 12, seconds: 4, pages: 2_000, idle: 3 },
-            (false, false) => Self { jvm: 400, compile: 60, seconds: 20, pages: 20_000, idle: 10 },
-        }
-    }
-
-    /// What the guest is to do by itself, for its command line: `jvm:4,compile:2`, or nothing.
-    pub(crate) fn batch(&self, rows: &[Row]) -> Option<String> {
-        let one = |row: &Row| match row {
-            Row::Jvm => Some(format!("jvm:{}", self.jvm)),
-            Row::Compile => Some(format!("compile:{}", self.compile)),
-            _ => None,
-        };
-        let all: Vec<_> = rows.iter().filter_map(one).collect();
-        (!all.is_empty()).then(|| format!("tandem.do={}", all.join(",")))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,15 +107,5 @@ mod tests {
             })
             .into();
         assert_eq!(told, ["1 0.98 1.5", "1 0.95 3", "1 0.99 12", "1 0.94 18", "2 0.91 990", "2 0.99 60"]);
-    }
-
-    #[test]
-    fn batch_rows_go_to_the_guest_by_its_command_line() {
-        let size = Size::new(true, true);
-        assert_eq!(size.batch(&Row::ALL).as_deref(), Some("tandem.do=jvm:4,compile:2"));
-        assert_eq!(size.batch(&[Row::Shop]), None);
-        for row in Row::ALL {
-            assert_eq!(size.batch(&[row]).is_some(), row.is_batch(), "{}", row.name());
-        }
     }
 }
