@@ -106,9 +106,6 @@ const OBSERVE: u64 = 50_000_000;
 /// cannot follow further than the last point.
 const IDLE_BOUNDS: u64 = 20;
 
-/// Where forced stops are dear, a guest that is to be stopped computes for so many bounds at most.
-const DEAR_BOUNDS: u64 = 40;
-
 /// Where KVM keeps shadow page tables, a forced stop may become so many pages large, 8 MiB, before the shadow is dropped
 /// to keep it small.
 const SHADOWED_PAGES: usize = 2048;
@@ -457,11 +454,7 @@ where
         let computed = cpu.saturating_sub(since);
         let longest = self.pace.bound * IDLE_BOUNDS;
         let long = (waits && computed >= self.pace.bound / 4) || computed >= longest;
-        let limits = Limits {
-            bound: self.pace.bound,
-            longest: self.pace.bound * DEAR_BOUNDS,
-            shadowed: self.log.enabled() && run.machine.shadow_paging(),
-        };
+        let limits = Limits { longest, shadowed: self.log.enabled() && run.machine.shadow_paging() };
         if long && self.stop_pace.may_stop(self.inputs.spent(), limits) {
             self.force_stop(run, cpu)?;
         }
