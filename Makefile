@@ -131,8 +131,8 @@ test-kernel-debug: ## the module under lockdep and KASAN (builds a second kernel
 	$(CARGO) build --release --package tandem-tests
 	tests/kmod/check-debug
 
-test-vmx: ## the kernel module on VT-x, in Bochs (minutes; needs .ci/install vmx)
-	$(CARGO) build --release --package tandem-tests --package tandem-bench
+test-vmx: ## the kernel module on VT-x, in Bochs, a Linux guest too (15 minutes; needs .ci/install vmx)
+	$(CARGO) build --release --package tandem-vmm --package tandem-tests --package tandem-bench
 	tests/kmod/check-vmx
 
 test-rdma: ## the RDMA transport over soft RoCE, under virtme-ng; needs .ci/install rdma

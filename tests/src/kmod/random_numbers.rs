@@ -25,7 +25,7 @@ struct Random {
     trap: Trap,
     destination: u8,
     size: u8,
-    /// In 32-bit code of compatibility mode, with 16-bit addresses.
+    /// In 32-bit code of compatibility mode; with 16-bit addresses where the operand has as many.
     compatible: bool,
 }
 
@@ -50,11 +50,11 @@ impl Random {
     fn code(self) -> Vec<u8> {
         let extension = if self.trap == Trap::Rdrand { 6 } else { 7 };
         let mut code = if self.size == 2 { vec![0x66] } else { vec![] };
-        code.push(if self.compatible {
-            0x67
-        } else {
-            0x40 | u8::from(self.size == 8) << 3 | self.destination >> 3
-        });
+        match (self.compatible, self.size) {
+            (true, 2) => code.push(0x67),
+            (true, _) => {}
+            (false, _) => code.push(0x40 | u8::from(self.size == 8) << 3 | self.destination >> 3),
+        }
         code.extend([0x0f, 0xc7, 0xc0 | extension << 3 | self.destination & 7]);
         code
     }
