@@ -37,10 +37,13 @@ pub(super) fn measure(asked: bool) -> Result<Told, String> {
         return Err(format!("{BENCH}: {}; its last words: {last}", said.status));
     }
     let all: Value = serde_json::from_str(last).map_err(|_| format!("{BENCH} says no JSON: {last}"))?;
-    let figure = |name: &str| all[name].as_f64().ok_or_else(|| format!("{BENCH} says no {name}: {last}"));
-    let (best, read) = (figure("rdma_over_tcp_rtt")?, figure("rdma_over_tcp_rtt_read")?);
+    let figure = |name: &str| {
+        let why = all["reason"].as_str().unwrap_or(last);
+        all[name].as_f64().ok_or_else(|| format!("{BENCH}: no {name}: {why}"))
+    };
     for line in text.trim_end().lines().filter(|line| *line != last) {
         println!("{line}");
     }
+    let (best, read) = (figure("rdma_over_tcp_rtt")?, figure("rdma_over_tcp_rtt_read")?);
     Ok(Told { best, read, all })
 }

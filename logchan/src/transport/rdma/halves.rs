@@ -347,10 +347,9 @@ impl Engine {
             self.news.woken |= self.waker.drain();
         }
         self.news.watched |= watched;
-        if completions {
-            while let Some(side) = self.conn.queues.notification() {
-                self.armed[side as usize] = false;
-            }
+        // One for each look: the next look finds a second one, and there is hardly ever a second one.
+        if completions && let Some(side) = self.conn.queues.notification() {
+            self.armed[side as usize] = false;
         }
         if events
             && self.cause.is_none()
