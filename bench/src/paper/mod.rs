@@ -50,6 +50,9 @@ pub(crate) struct Args {
     /// Turns of each kind of VM (default: 3, quick 1)
     #[arg(long)]
     turns: Option<u32>,
+    /// For everything together: what is not measured by then is told as missing (default: 3600, quick 250)
+    #[arg(long)]
+    seconds: Option<u64>,
     /// Also turns of QEMU with the same KVM
     #[arg(long)]
     qemu: bool,
@@ -82,20 +85,19 @@ pub(crate) fn measure(bench: &'static str, args: &Args, kinds: &[Kind], peers: V
         bail!("no lab can be built here: {obstacle}");
     }
     let program = Program::tandem()?;
+    let time = args.seconds.map_or(if args.quick { QUICK } else { FULL }, Duration::from_secs);
     let emulated = match linux::place(program.path())? {
         Place::Here => false,
         Place::Emulated => true,
         Place::VirtmeNg => {
             eprintln!("this machine's KVM does not run Linux guests: the same in virtme-ng machines");
-            let seconds = if args.quick { QUICK } else { FULL }.as_secs() + 40;
-            return machines::go_on(program.path(), &args.report, seconds, kinds.contains(&Kind::Pair));
+            return machines::go_on(program.path(), &args.report, time, kinds.contains(&Kind::Pair));
         }
     };
-    let time = if args.quick { QUICK } else { FULL };
     let (sources, cmdline) = sources()?;
     let pace = if emulated { Pace::EMULATED } else { Pace::NATIVE };
     let packages = std::fs::read_to_string(sources.guest.join("packages")).unwrap_or_default();
-    let mut stage = Stage::new(sources, cmdline, pace, machines::there_is_another(), time)?;
+    let mut stage = Stage::new(sources, cmdline, pace, machines::there_is_another(), machines::time_left(time))?;
     let rows = if args.rows.is_empty() { Row::ALL.to_vec() } else { args.rows.clone() };
     let size = Size::new(emulated, args.quick);
     let steps = u64::from(turns) * kinds.len() as u64 * (rows.len() as u64 + 1) + 1;
