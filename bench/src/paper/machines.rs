@@ -14,6 +14,9 @@ const OTHER: &str = "TANDEM_BENCH_CABLE";
 /// Set inside: when the run is to be over, in seconds since 1970. The machines' start counts.
 const UNTIL: &str = "TANDEM_BENCH_UNTIL";
 
+/// What the guest's root and data are called in the cache.
+const DISKS: [&str; 2] = ["root.ext4", "data.ext4"];
+
 /// For the end of what a run does when its time is up, and for the report, on a busy machine.
 const GRACE: Duration = Duration::from_secs(60);
 
@@ -40,6 +43,14 @@ pub(crate) fn there_is_another() -> bool {
     std::env::var_os(OTHER).is_some()
 }
 
+/// The guest's root and data: files of the cache, or inside a machine its disks. Its mounted files are slow to read.
+pub(crate) fn disks(guest: &Path) -> [PathBuf; 2] {
+    match std::env::var_os(UNTIL) {
+        Some(_) => ["/dev/vda", "/dev/vdb"].map(PathBuf::from),
+        None => DISKS.map(|name| guest.join(name)),
+    }
+}
+
 /// The directory that `tests/linux/bench-guest` made.
 ///
 /// # Errors
@@ -60,13 +71,13 @@ pub(crate) fn guest_disks() -> Result<PathBuf> {
 /// # Errors
 /// When a machine cannot be started, or the first one's run fails.
 pub(crate) fn go_on(tandem: &Path, report: &Path, time: Duration, pair: bool) -> Result<()> {
-    guest_disks()?;
+    let guest = guest_disks()?;
     std::fs::create_dir_all(report).with_context(|| format!("cannot make {}", report.display()))?;
     let directory = run_directory("cable")?;
     let written = directory.join("report");
     std::fs::create_dir(&written)?;
     let outcome =
-        both(tandem, &written, &directory, time, pair).and_then(|()| copy_files(&written, report));
+        both(tandem, &guest, &written, &directory, time, pair).and_then(|()| copy_files(&written, report));
     let _ = std::fs::remove_dir_all(&directory);
     outcome
 }
@@ -82,7 +93,14 @@ fn copy_files(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn both(tandem: &Path, report: &Path, directory: &Path, time: Duration, pair: bool) -> Result<()> {
+fn both(
+    tandem: &Path,
+    guest: &Path,
+    report: &Path,
+    directory: &Path,
+    time: Duration,
+    pair: bool,
+) -> Result<()> {
     let this = std::env::current_exe().context("cannot find this program")?;
     let ends = [directory.join("primary"), directory.join("backup")];
     let until = (since_1970() + time).as_secs();
@@ -91,6 +109,9 @@ fn both(tandem: &Path, report: &Path, directory: &Path, time: Duration, pair: bo
         let mut command = Command::new("taskset");
         command.args(["-c", &core.to_string()]).arg(script("in-vng"));
         command.args(["--cpus", "1", "--memory", "2G", "--timeout", &limit.to_string()]);
+        for disk in DISKS {
+            command.arg("--disk").arg(guest.join(disk));
+        }
         command.env("TANDEM_BIN", tandem).env(UNTIL, until.to_string());
         if pair {
             let (mine, other) = (&ends[core], &ends[1 - core]);

@@ -363,7 +363,7 @@ impl Clients {
         fs::create_dir(&root)?;
         let clients = Self { root };
         let image = machine.root();
-        run("mount", &["-o".as_ref(), "loop,ro".as_ref(), image.as_os_str(), clients.root.as_os_str()])?;
+        run("mount", &["-o".as_ref(), "ro".as_ref(), image.as_os_str(), clients.root.as_os_str()])?;
         run("mount", &["--bind".as_ref(), "/dev".as_ref(), clients.root.join("dev").as_os_str()])?;
         run(
             "mount",

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::stats::Spread;
-use super::{EMULATED, Report, RowReport};
+use super::{EMULATED, Report, RowReport, breakdown};
 
 /// The whole text; `pictures` are files beside it.
 pub(super) fn render(report: &Report, pictures: &[String]) -> String {
@@ -48,6 +48,7 @@ fn write(text: &mut String, report: &Report, pictures: &[String]) -> std::fmt::R
         }
     }
     costs(text, &report.rows)?;
+    breakdown::write(text, &report.rows)?;
     against_qemu(text, &report.rows)?;
     peers(text, report)?;
     writeln!(text, "## Idle and failover\n")?;
