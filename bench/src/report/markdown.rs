@@ -41,11 +41,7 @@ fn write(text: &mut String, report: &Report, pictures: &[String]) -> std::fmt::R
             line(text, row)?;
         }
         writeln!(text)?;
-        for row in rows {
-            if let Some(reason) = &row.reason {
-                writeln!(text, "{}: {reason}\n", row.paper.workload)?;
-            }
-        }
+        reasons(text, rows.iter().map(|row| (row.paper.workload, row.reason.as_deref())))?;
     }
     costs(text, &report.rows)?;
     breakdown::write(text, &report.rows)?;
@@ -138,7 +134,9 @@ fn against_qemu(text: &mut String, rows: &[RowReport]) -> std::fmt::Result {
         return Ok(());
     }
     writeln!(text, "## Unprotected, against QEMU with the same KVM\n")?;
-    writeln!(text, "| row | QEMU | Tandem | Tandem / QEMU |\n|---|---|---|---|")?;
+    if rows.iter().any(|row| row.qemu.is_some()) {
+        writeln!(text, "| row | QEMU | Tandem | Tandem / QEMU |\n|---|---|---|---|")?;
+    }
     for row in rows {
         if row.qemu.is_some() {
             let (name, unit) = (row.row.name(), row.unit);
@@ -152,10 +150,24 @@ fn against_qemu(text: &mut String, rows: &[RowReport]) -> std::fmt::Result {
         }
     }
     writeln!(text)?;
-    for row in rows {
-        if let Some(reason) = &row.reason_qemu {
-            writeln!(text, "{} on QEMU: {reason}\n", row.row.name())?;
+    reasons(text, rows.iter().map(|row| (row.row.name(), row.reason_qemu.as_deref())))
+}
+
+/// Why figures are missing: each reason once, with the names of all that it is about.
+fn reasons<'a>(
+    text: &mut String,
+    named: impl Iterator<Item = (&'a str, Option<&'a str>)>,
+) -> std::fmt::Result {
+    let mut told: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (name, reason) in named {
+        let Some(reason) = reason else { continue };
+        match told.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, names)) => names.push(name),
+            None => told.push((reason, vec![name])),
         }
+    }
+    for (reason, names) in told {
+        writeln!(text, "{}: {reason}\n", names.join(", "))?;
     }
     Ok(())
 }
@@ -221,6 +233,14 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}\nis not in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_reason_is_told_once_for_all_that_it_is_about() {
+        let mut text = String::new();
+        let named = [("a", Some("late")), ("b", None), ("c", Some("early")), ("d", Some("late"))];
+        reasons(&mut text, named.into_iter()).unwrap();
+        assert_eq!(text, "a, d: late\n\nc: early\n\n");
     }
 
     #[test]
