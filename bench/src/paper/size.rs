@@ -23,7 +23,7 @@ impl Size {
     /// Work for this machine: in software emulation everything is some thirty times slower.
     pub(crate) const fn new(emulated: bool, quick: bool) -> Self {
         match (emulated, quick) {
-            (true, true) => Self { jvm: 5, compile: 2, transactions: 5, seconds: 4, pages: 20, idle: 3 },
+            (true, true) => Self { jvm: 5, compile: 1, transactions: 5, seconds: 4, pages: 20, idle: 3 },
             (true, false) => {
                 Self { jvm: 12, compile: 4, transactions: 40, seconds: 15, pages: 120, idle: 10 }
             }
@@ -36,7 +36,7 @@ impl Size {
         }
     }
 
-    /// What the guest is to do by itself, for its command line: `jvm:5,compile:2`, or nothing.
+    /// What the guest is to do by itself, for its command line: `jvm:5,compile:1`, or nothing.
     pub(crate) fn batch(&self, rows: &[Row]) -> Option<String> {
         let one = |row: &Row| match row {
             Row::Jvm => Some(format!("jvm:{}", self.jvm)),
@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn batch_rows_go_to_the_guest_by_its_command_line() {
         let size = Size::new(true, true);
-        assert_eq!(size.batch(&Row::ALL).as_deref(), Some("tandem.do=jvm:5,compile:2"));
+        assert_eq!(size.batch(&Row::ALL).as_deref(), Some("tandem.do=jvm:5,compile:1"));
         assert_eq!(size.batch(&[Row::Shop]), None);
         for row in Row::ALL {
             assert_eq!(size.batch(&[row]).is_some(), row.is_batch(), "{}", row.name());
