@@ -64,6 +64,17 @@ pub(crate) struct Args {
     pub(crate) report: PathBuf,
 }
 
+impl Args {
+    fn time(&self) -> Duration {
+        self.seconds.map_or(if self.quick { QUICK } else { FULL }, Duration::from_secs)
+    }
+
+    /// What is left of the run's time.
+    pub(crate) fn time_left(&self) -> Duration {
+        machines::time_left(self.time())
+    }
+}
+
 /// Measures, prints Markdown and one line of JSON.
 ///
 /// # Errors
@@ -85,7 +96,7 @@ pub(crate) fn measure(bench: &'static str, args: &Args, kinds: &[Kind], peers: V
         bail!("no lab can be built here: {obstacle}");
     }
     let program = Program::tandem()?;
-    let time = args.seconds.map_or(if args.quick { QUICK } else { FULL }, Duration::from_secs);
+    let time = args.time();
     let emulated = match linux::place(program.path())? {
         Place::Here => false,
         Place::Emulated => true,
@@ -97,8 +108,7 @@ pub(crate) fn measure(bench: &'static str, args: &Args, kinds: &[Kind], peers: V
     let (sources, cmdline) = sources()?;
     let pace = if emulated { Pace::EMULATED } else { Pace::NATIVE };
     let packages = std::fs::read_to_string(&sources.packages).unwrap_or_default();
-    let mut stage =
-        Stage::new(sources, cmdline, pace, machines::there_is_another(), machines::time_left(time))?;
+    let mut stage = Stage::new(sources, cmdline, pace, machines::there_is_another(), args.time_left())?;
     let rows = if args.rows.is_empty() { Row::ALL.to_vec() } else { args.rows.clone() };
     let size = Size::new(emulated, args.quick);
     let steps = u64::from(turns) * kinds.len() as u64 * (rows.len() as u64 + 1) + 1;

@@ -26,8 +26,6 @@ use crate::report::host::qemu_version;
 
 /// For QEMU to start, for state to be copied, for a checkpoint: in software emulation too.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// For one boot with its work.
-const WORK: Duration = Duration::from_secs(150);
 /// Milliseconds from one checkpoint to the next if the outputs do not differ before.
 const CHECKPOINT_DELAY: u64 = 2000;
 
@@ -56,17 +54,17 @@ impl Part {
     }
 }
 
-/// Measures one boot with one compilation each way; or the step that could not be done.
-pub(super) fn measure(sources: &Sources, cmdline: &str) -> Peer {
+/// Measures one boot with one compilation each way, for which it has `limit`; or finds the step that cannot be done.
+pub(super) fn measure(sources: &Sources, cmdline: &str, limit: Duration) -> Peer {
     let version = qemu_version().unwrap_or_else(|| "no QEMU".to_owned());
     let mut figures = BTreeMap::new();
-    let reason = all(sources, cmdline, &mut figures).err().map(|error| format!("{error:#}"));
+    let reason = all(sources, cmdline, limit, &mut figures).err().map(|error| format!("{error:#}"));
     Peer { name: "qemu-colo".to_owned(), version, figures, reason }
 }
 
-fn all(sources: &Sources, cmdline: &str, figures: &mut BTreeMap<String, f64>) -> Result<()> {
+fn all(sources: &Sources, cmdline: &str, limit: Duration, figures: &mut BTreeMap<String, f64>) -> Result<()> {
     let directory = run_directory("colo")?;
-    let outcome = Lab::new().and_then(|lab| turns(sources, cmdline, &lab, &directory, figures));
+    let outcome = Lab::new().and_then(|lab| turns(sources, cmdline, &lab, &directory, limit, figures));
     let _ = fs::remove_dir_all(&directory);
     outcome
 }
@@ -76,6 +74,7 @@ fn turns(
     cmdline: &str,
     lab: &Lab,
     directory: &Path,
+    limit: Duration,
     figures: &mut BTreeMap<String, f64>,
 ) -> Result<()> {
     // It has PCI, and a reset as of a PC.
@@ -103,7 +102,7 @@ fn turns(
     }
     let began = Instant::now();
     let mut pair = [begin(Part::Primary)?, begin(Part::Secondary)?];
-    let outcome = protect(directory).and_then(|mut primary| watch(&mut primary, directory, &mut pair));
+    let outcome = protect(directory).and_then(|mut primary| watch(&mut primary, directory, limit, &mut pair));
     let (checkpoints, stopped) = outcome.map_err(|error| {
         let words: Vec<_> = pair.iter().map(|process| process.last_words(2)).collect();
         anyhow!("{error:#}; the pair's last words: {}", words.join("; ").replace('\n', " "))
@@ -115,7 +114,7 @@ fn turns(
     let mut alone = begin(Part::Alone)?;
     while !has_ended(directory, Part::Alone) {
         must_run(&mut alone)?;
-        ensure!(began.elapsed() < WORK, "QEMU alone was not done in {WORK:?}");
+        ensure!(began.elapsed() < limit, "QEMU alone was not done in {limit:?}");
         std::thread::sleep(Duration::from_millis(50));
     }
     let took_alone = began.elapsed().as_secs_f64();
@@ -165,7 +164,12 @@ fn protect(directory: &Path) -> Result<Qmp> {
 }
 
 /// Watches the primary until its work is done: checkpoints, and for how long they stopped it.
-fn watch(primary: &mut Qmp, directory: &Path, pair: &mut [Process; 2]) -> Result<(u64, Duration)> {
+fn watch(
+    primary: &mut Qmp,
+    directory: &Path,
+    limit: Duration,
+    pair: &mut [Process; 2],
+) -> Result<(u64, Duration)> {
     let (began, mut checkpoints, mut stopped) = (Instant::now(), 0, Duration::ZERO);
     let mut since = None;
     loop {
@@ -187,7 +191,7 @@ fn watch(primary: &mut Qmp, directory: &Path, pair: &mut [Process; 2]) -> Result
         if since.is_some_and(|at| at.elapsed() > PATIENCE) {
             bail!("the primary stopped for checkpoint {checkpoints} and did not go on within {PATIENCE:?}");
         }
-        ensure!(began.elapsed() < WORK, "not done in {WORK:?}, after {checkpoints} checkpoints");
+        ensure!(began.elapsed() < limit, "not done in {limit:?}, after {checkpoints} checkpoints");
     }
 }
 

@@ -33,7 +33,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         unsafe { std::env::set_var(BEFORE, serde_json::to_string(&peers)?) };
     } else {
         eprintln!("QEMU's COLO protects the guest");
-        peers.push(colo::measure(&sources, &cmdline));
+        // Two turns; the other half of the time is for what comes after.
+        peers.push(colo::measure(&sources, &cmdline, args.time_left() / 4));
     }
     paper::measure("peers", args, &[Kind::Alone, Kind::Qemu], peers)
 }
