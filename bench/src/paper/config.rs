@@ -9,7 +9,7 @@ use tandem_tests::lab::{TAP, guest_mac};
 /// The VM's name.
 pub(crate) const NAME: &str = "bench";
 /// The guest's memory in MiB.
-const MEMORY: u32 = 384;
+pub(crate) const MEMORY: u32 = 384;
 /// Beside what every guest gets.
 const ROOT: &str = "root=/dev/vda ro init=/sbin/bench-init tandem.ip=10.77.0.2/24";
 
@@ -50,7 +50,7 @@ pub(crate) fn config(root: &Path, cmdline: &str, pace: Pace) -> String {
 }
 
 /// What is hidden from QEMU's guest as Tandem hides it from its own: the clocks of the host, the APIC.
-const HIDDEN: &str =
+pub(crate) const HIDDEN: &str =
     ",-tsc,-apic,-x2apic,-kvmclock,-kvm-asyncpf,-kvm-asyncpf-int,-kvm-steal-time,-kvm-pv-eoi";
 
 /// QEMU's arguments for the same machine: kernel, memory, disks and virtio-mmio devices, 8259 and 8254, no APIC.

@@ -18,11 +18,11 @@ const WRITES: u32 = 4;
 /// The clients that make a row's load, all at once; none for a row that the guest does by itself.
 pub(crate) fn commands(row: Row, size: &Size, guest: &str) -> Vec<Command> {
     let words = |text: String| text.split_whitespace().map(OsString::from).collect::<Command>();
-    let Size { seconds, pages, .. } = size;
+    let Size { transactions, seconds, pages, .. } = size;
     match row {
         Row::Jvm | Row::Compile => Vec::new(),
         Row::Database => vec![words(format!(
-            "/usr/lib/postgresql/15/bin/pgbench --no-vacuum --host={guest} --username=postgres --client={CLIENTS} --time={seconds} bench"
+            "/usr/lib/postgresql/15/bin/pgbench --no-vacuum --host={guest} --username=postgres --client={CLIENTS} --transactions={transactions} bench"
         ))],
         Row::Shop => vec![
             // Pages of 10 KiB: ab asks for one page only.
@@ -97,6 +97,7 @@ mod tests {
         for row in Row::ALL {
             assert_eq!(commands(row, &SIZE, "10.77.0.2").is_empty(), row.is_batch(), "{}", row.name());
         }
+        assert!(commands(Row::Database, &SIZE, "x")[0].contains(&"--transactions=5".into()));
         let shop = commands(Row::Shop, &SIZE, "10.77.0.2");
         assert!(shop[0].contains(&"http://10.77.0.2/10.html".into()));
         assert!(commands(Row::Transmit, &SIZE, "x")[0].contains(&"--reverse".into()));

@@ -1,6 +1,7 @@
 //! One of the two machines: its copies of what VMs are started with, and the files of the one that runs now.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,7 @@ use tandem_tests::side::Side;
 
 use super::config::NAME;
 use super::usage::{Look, cpu_seconds};
+use crate::report::spent::Spent;
 
 /// Where what every VM needs is found.
 #[derive(Clone, Debug)]
@@ -22,8 +24,12 @@ pub(crate) struct Sources {
     pub(crate) tandem: PathBuf,
     /// A bzImage.
     pub(crate) kernel: PathBuf,
-    /// What `tests/linux/bench-guest` made.
-    pub(crate) guest: PathBuf,
+    /// The guest's root, a file or a disk of this machine.
+    pub(crate) root: PathBuf,
+    /// What every VM gets a copy of, a file or a disk of this machine.
+    pub(crate) data: PathBuf,
+    /// Names and versions of the guest's software.
+    pub(crate) packages: PathBuf,
 }
 
 /// A VM's config and the pair's key: what both hosts of a pair have in common.
@@ -57,13 +63,12 @@ impl Machine {
         };
         copy(&machine.sources.tandem, "tandem")?;
         copy(&machine.sources.kernel, "kernel")?;
-        copy(&machine.sources.guest.join("data.ext4"), "data.ext4")?;
         Ok(machine)
     }
 
     /// The guest's root: every VM reads it, none writes.
     pub(crate) fn root(&self) -> PathBuf {
-        self.sources.guest.join("root.ext4")
+        self.sources.root.clone()
     }
 
     /// The files of a new VM; those of the last one are forgotten.
@@ -75,8 +80,7 @@ impl Machine {
         self.vms += 1;
         let directory = self.directory.join(self.vms.to_string());
         fs::create_dir(&directory)?;
-        fs::copy(self.directory.join("data.ext4"), directory.join("data.ext4"))
-            .context("cannot copy the disk")?;
+        copy_disk(&self.sources.data, &directory.join("data.ext4"))?;
         symlink(self.directory.join("kernel"), directory.join("kernel"))?;
         Files::provide(&directory, NAME, &shared.config, &shared.key)
     }
@@ -91,6 +95,30 @@ impl Machine {
     }
 }
 
+/// Copies a file or a disk into a file. What is zero takes no room.
+///
+/// # Errors
+/// When it cannot be read or written.
+pub(crate) fn copy_disk(from: &Path, to: &Path) -> Result<()> {
+    let copied = || -> io::Result<()> {
+        let (mut from, mut to) = (File::open(from)?, File::create(to)?);
+        let mut block = vec![0; 1 << 20];
+        let mut length = 0;
+        loop {
+            let read = from.read(&mut block)?;
+            if read == 0 {
+                return to.set_len(length);
+            }
+            if block[..read].iter().any(|byte| *byte != 0) {
+                to.seek(SeekFrom::Start(length))?;
+                to.write_all(&block[..read])?;
+            }
+            length += read as u64;
+        }
+    };
+    copied().with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+}
+
 impl Drop for Machine {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.directory);
@@ -102,7 +130,8 @@ impl Drop for Machine {
 /// # Errors
 /// When it does not answer or has ended.
 pub(crate) fn look(side: &Side) -> Result<Look> {
-    Ok(Look { status: side.status()?, cpu: cpu(&side.process)? })
+    let spent = Spent::so_far(side.process.pid());
+    Ok(Look { status: side.status()?, cpu: cpu(&side.process)?, spent })
 }
 
 /// CPU seconds of a process so far.
@@ -117,5 +146,22 @@ pub(crate) fn cpu(process: &Process) -> Result<f64> {
     match cpu_seconds(&stat, ticks) {
         Some(seconds) => Ok(seconds),
         None => bail!("{path} is not as it should be"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_of_a_disk_is_as_long_and_has_the_same_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        let mut bytes = vec![0; (3 << 20) + 17];
+        bytes[(1 << 20) + 5] = 7;
+        fs::write(&from, &bytes).unwrap();
+        copy_disk(&from, &to).unwrap();
+        assert_eq!(fs::read(&to).unwrap(), bytes);
+        assert!(copy_disk(&dir.path().join("none"), &to).is_err());
     }
 }

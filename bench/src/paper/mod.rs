@@ -50,6 +50,9 @@ pub(crate) struct Args {
     /// Turns of each kind of VM (default: 3, quick 1)
     #[arg(long)]
     turns: Option<u32>,
+    /// For everything together: what is not measured by then is told as missing (default: 3600, quick 250)
+    #[arg(long)]
+    seconds: Option<u64>,
     /// Also turns of QEMU with the same KVM
     #[arg(long)]
     qemu: bool,
@@ -61,13 +64,24 @@ pub(crate) struct Args {
     pub(crate) report: PathBuf,
 }
 
+impl Args {
+    fn time(&self) -> Duration {
+        self.seconds.map_or(if self.quick { QUICK } else { FULL }, Duration::from_secs)
+    }
+
+    /// What is left of the run's time.
+    pub(crate) fn time_left(&self) -> Duration {
+        machines::time_left(self.time())
+    }
+}
+
 /// Measures, prints Markdown and one line of JSON.
 ///
 /// # Errors
 /// Nothing runs a Linux guest here, or nothing can be set up.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let kinds: &[Kind] =
-        if args.qemu { &[Kind::Alone, Kind::Qemu, Kind::Pair] } else { &[Kind::Alone, Kind::Pair] };
+        if args.qemu { &[Kind::Alone, Kind::Pair, Kind::Qemu] } else { &[Kind::Alone, Kind::Pair] };
     measure("paper", args, kinds, Vec::new())
 }
 
@@ -82,20 +96,19 @@ pub(crate) fn measure(bench: &'static str, args: &Args, kinds: &[Kind], peers: V
         bail!("no lab can be built here: {obstacle}");
     }
     let program = Program::tandem()?;
+    let time = args.time();
     let emulated = match linux::place(program.path())? {
         Place::Here => false,
         Place::Emulated => true,
         Place::VirtmeNg => {
             eprintln!("this machine's KVM does not run Linux guests: the same in virtme-ng machines");
-            let seconds = if args.quick { QUICK } else { FULL }.as_secs() + 40;
-            return machines::go_on(program.path(), &args.report, seconds, kinds.contains(&Kind::Pair));
+            return machines::go_on(program.path(), &args.report, time, kinds.contains(&Kind::Pair));
         }
     };
-    let time = if args.quick { QUICK } else { FULL };
     let (sources, cmdline) = sources()?;
     let pace = if emulated { Pace::EMULATED } else { Pace::NATIVE };
-    let packages = std::fs::read_to_string(sources.guest.join("packages")).unwrap_or_default();
-    let mut stage = Stage::new(sources, cmdline, pace, machines::there_is_another(), time)?;
+    let packages = std::fs::read_to_string(&sources.packages).unwrap_or_default();
+    let mut stage = Stage::new(sources, cmdline, pace, machines::there_is_another(), args.time_left())?;
     let rows = if args.rows.is_empty() { Row::ALL.to_vec() } else { args.rows.clone() };
     let size = Size::new(emulated, args.quick);
     let steps = u64::from(turns) * kinds.len() as u64 * (rows.len() as u64 + 1) + 1;
@@ -103,9 +116,13 @@ pub(crate) fn measure(bench: &'static str, args: &Args, kinds: &[Kind], peers: V
     let mut all = Turns::default();
     for turn in 1..=turns {
         for kind in kinds {
-            // QEMU and the unprotected VM are compared by work of the CPU and of devices alike.
-            let asked =
-                Asked { rows: &rows, size: &size, end: turn == turns && !args.no_end && *kind == Kind::Pair };
+            // There is no time for more: the peer bench has all rows.
+            let left_out = args.quick && *kind == Kind::Qemu && kinds.contains(&Kind::Pair);
+            let (rows, rest): (Vec<_>, Vec<_>) =
+                rows.iter().partition(|row| !left_out || **row == Row::Compile);
+            all.leave_out(*kind, &rest, "a quick run has this row in tandem-bench peers");
+            let end = turn == turns && !args.no_end && *kind == Kind::Pair;
+            let asked = Asked { rows: &rows, size: &size, end };
             all.turn(&mut stage, *kind, &asked, &mut progress);
         }
     }
@@ -152,7 +169,11 @@ pub(crate) fn sources() -> Result<(Sources, String)> {
     let program = Program::tandem()?;
     let Guest::Linux { kernel, cmdline, .. } = linux::guest()? else { bail!("not a Linux guest") };
     let guest = machines::guest_disks()?;
-    Ok((Sources { tandem: program.path().to_owned(), kernel, guest }, cmdline))
+    let [root, data] = machines::disks(&guest);
+    Ok((
+        Sources { tandem: program.path().to_owned(), kernel, root, data, packages: guest.join("packages") },
+        cmdline,
+    ))
 }
 
 fn split<T>(outcome: Option<Result<T, String>>) -> (Option<T>, Option<String>) {
@@ -165,8 +186,7 @@ fn split<T>(outcome: Option<Result<T, String>>) -> (Option<T>, Option<String>) {
 
 /// The software that the rows are about.
 fn wanted(packages: &str) -> Vec<String> {
-    let names =
-        ["openjdk", "libh2", "tcc", "make", "postgresql-15", "nginx ", "redis-server", "iperf3", "lua"];
+    let names = ["openjdk", "tcc", "make", "postgresql-15", "nginx ", "redis-server", "iperf3", "lua"];
     let is_wanted = |line: &&str| names.iter().any(|name| line.starts_with(name));
     packages.lines().filter(is_wanted).map(str::to_owned).collect()
 }

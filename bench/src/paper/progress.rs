@@ -1,7 +1,7 @@
 //! How far a run is: a bar on a terminal, lines elsewhere.
 
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -11,6 +11,7 @@ pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     done: u64,
     all: u64,
+    began: Instant,
 }
 
 impl Progress {
@@ -26,7 +27,7 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(500));
             bar
         });
-        Self { bar, done: 0, all }
+        Self { bar, done: 0, all, began: Instant::now() }
     }
 
     /// The next step begins.
@@ -36,7 +37,10 @@ impl Progress {
                 bar.set_position(self.done);
                 bar.set_message(what.to_owned());
             }
-            None => eprintln!("{} of {}: {what}", self.done + 1, self.all),
+            None => {
+                let seconds = self.began.elapsed().as_secs();
+                eprintln!("{seconds:4} s: {} of {}: {what}", self.done + 1, self.all);
+            }
         }
         self.done += 1;
     }
@@ -45,7 +49,7 @@ impl Progress {
     pub(crate) fn say(&self, what: &str) {
         match &self.bar {
             Some(bar) => bar.println(what),
-            None => eprintln!("   {what}"),
+            None => eprintln!("        {what}"),
         }
     }
 }

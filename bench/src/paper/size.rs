@@ -9,7 +9,9 @@ pub(crate) struct Size {
     pub(crate) jvm: u32,
     /// Compilations of the tree.
     pub(crate) compile: u32,
-    /// Seconds of pgbench, and of iperf3 in each direction.
+    /// Transactions of each client of pgbench.
+    pub(crate) transactions: u32,
+    /// Seconds of iperf3 in each direction.
     pub(crate) seconds: u32,
     /// Pages, and as many Redis writes times four.
     pub(crate) pages: u32,
@@ -21,14 +23,20 @@ impl Size {
     /// Work for this machine: in software emulation everything is some thirty times slower.
     pub(crate) const fn new(emulated: bool, quick: bool) -> Self {
         match (emulated, quick) {
-            (true, true) => Self { jvm: 4, compile: 2, seconds: 5, pages: 30, idle: 4 },
-            (true, false) => Self { jvm: 12, compile: 4, seconds: 15, pages: 120, idle: 10 },
-            (false, true) => Self { jvm: 60, compile: 12, seconds: 4, pages: 2_000, idle: 3 },
-            (false, false) => Self { jvm: 400, compile: 60, seconds: 20, pages: 20_000, idle: 10 },
+            (true, true) => Self { jvm: 5, compile: 1, transactions: 5, seconds: 4, pages: 20, idle: 3 },
+            (true, false) => {
+                Self { jvm: 12, compile: 4, transactions: 40, seconds: 15, pages: 120, idle: 10 }
+            }
+            (false, true) => {
+                Self { jvm: 60, compile: 12, transactions: 2_000, seconds: 4, pages: 2_000, idle: 3 }
+            }
+            (false, false) => {
+                Self { jvm: 400, compile: 60, transactions: 20_000, seconds: 20, pages: 20_000, idle: 10 }
+            }
         }
     }
 
-    /// What the guest is to do by itself, for its command line: `jvm:4,compile:2`, or nothing.
+    /// What the guest is to do by itself, for its command line: `jvm:5,compile:1`, or nothing.
     pub(crate) fn batch(&self, rows: &[Row]) -> Option<String> {
         let one = |row: &Row| match row {
             Row::Jvm => Some(format!("jvm:{}", self.jvm)),
@@ -47,7 +55,7 @@ mod tests {
     #[test]
     fn batch_rows_go_to_the_guest_by_its_command_line() {
         let size = Size::new(true, true);
-        assert_eq!(size.batch(&Row::ALL).as_deref(), Some("tandem.do=jvm:4,compile:2"));
+        assert_eq!(size.batch(&Row::ALL).as_deref(), Some("tandem.do=jvm:5,compile:1"));
         assert_eq!(size.batch(&[Row::Shop]), None);
         for row in Row::ALL {
             assert_eq!(size.batch(&[row]).is_some(), row.is_batch(), "{}", row.name());

@@ -129,6 +129,13 @@ impl Turns {
         }
     }
 
+    /// These rows are not measured on this kind of VM.
+    pub(crate) fn leave_out(&mut self, kind: Kind, rows: &[Row], why: &str) {
+        for row in rows {
+            self.failed.insert((*row, kind), why.to_owned());
+        }
+    }
+
     /// What was not measured yet has this reason.
     fn all_failed(&mut self, kind: Kind, asked: &Asked<'_>, why: &str) {
         for row in asked.rows {

@@ -14,7 +14,7 @@ use tandem_tests::config::run_directory;
 use tandem_tests::process::Launch;
 
 use crate::paper::config::{Orders, qemu_cmdline};
-use crate::paper::machine::Sources;
+use crate::paper::machine::{Sources, copy_disk};
 use crate::report::Peer;
 use crate::report::host::qemu_version;
 
@@ -62,10 +62,10 @@ fn turns(
 
 /// Seconds from power-on until the guest is done.
 fn turn(sources: &Sources, cmdline: &str, directory: &Path, mode: Mode) -> Result<f64> {
-    fs::copy(sources.guest.join("data.ext4"), directory.join("data.ext4")).context("cannot copy the disk")?;
+    copy_disk(&sources.data, &directory.join("data.ext4"))?;
     let orders = Orders { batch: Some("tandem.do=compile:1".to_owned()), serve: false };
     let cmdline = orders.cmdline(&qemu_cmdline(cmdline)).replace("tandem.ip=10.77.0.2/24", "");
-    let args = arguments(mode, &sources.kernel, &sources.guest.join("root.ext4"), directory, &cmdline);
+    let args = arguments(mode, &sources.kernel, &sources.root, directory, &cmdline);
     let began = Instant::now();
     let mut process =
         Launch::new("icount", Path::new("qemu-system-x86_64")).args(args).output(directory)?.start()?;

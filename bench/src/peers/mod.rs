@@ -1,13 +1,16 @@
-//! `tandem-bench peers`: the same guest and work on QEMU: with the same KVM unprotected, and with its instruction counting
-//! as recorder.
+//! `tandem-bench peers`: the same guest and work on QEMU: with the same KVM unprotected, with COLO as a pair, and with its
+//! instruction counting as recorder.
 
 use anyhow::{Context, Result};
+use tandem_tests::bed::Program;
+use tandem_tests::linux::{self, Place};
 
+mod colo;
 mod icount;
+mod qmp;
 
 use crate::paper::{self, Args, Kind};
 use crate::report::Peer;
-use crate::report::host::qemu_version;
 
 /// What was measured before the run went on in virtme-ng, as JSON.
 const BEFORE: &str = "TANDEM_BENCH_PEERS";
@@ -17,30 +20,21 @@ const BEFORE: &str = "TANDEM_BENCH_PEERS";
 /// # Errors
 /// Nothing runs a Linux guest here, or nothing can be set up.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let peers = match std::env::var(BEFORE) {
+    let (sources, cmdline) = paper::sources()?;
+    let mut peers: Vec<Peer> = match std::env::var(BEFORE) {
         Ok(text) => serde_json::from_str(&text).context("what the peers did is lost")?,
         Err(_) => {
-            let (sources, cmdline) = paper::sources()?;
             eprintln!("QEMU records and replays the guest, in software");
-            let peers = vec![icount::measure(&sources, &cmdline), colo()];
-            // SAFETY: this process has no other thread yet.
-            unsafe { std::env::set_var(BEFORE, serde_json::to_string(&peers)?) };
-            peers
+            vec![icount::measure(&sources, &cmdline)]
         }
     };
-    paper::measure("peers", args, &[Kind::Alone, Kind::Qemu], peers)
-}
-
-/// COLO is not measured.
-fn colo() -> Peer {
-    Peer {
-        name: "qemu-colo".to_owned(),
-        version: qemu_version().unwrap_or_else(|| "no QEMU".to_owned()),
-        figures: std::collections::BTreeMap::new(),
-        reason: Some(
-            "not tried yet: this QEMU has colo-compare and the filters, but tandem-bench does not set up its quorum disks, \
-             its four channels and its QMP dialogue"
-                .to_owned(),
-        ),
+    if linux::place(Program::tandem()?.path())? == Place::VirtmeNg {
+        // SAFETY: this process has no other thread yet.
+        unsafe { std::env::set_var(BEFORE, serde_json::to_string(&peers)?) };
+    } else {
+        eprintln!("QEMU's COLO protects the guest");
+        // Two turns; the other half of the time is for what comes after.
+        peers.push(colo::measure(&sources, &cmdline, args.time_left() / 4));
     }
+    paper::measure("peers", args, &[Kind::Alone, Kind::Qemu], peers)
 }

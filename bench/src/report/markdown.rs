@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::stats::Spread;
-use super::{EMULATED, Report, RowReport};
+use super::{EMULATED, Report, RowReport, breakdown};
 
 /// The whole text; `pictures` are files beside it.
 pub(super) fn render(report: &Report, pictures: &[String]) -> String {
@@ -41,13 +41,10 @@ fn write(text: &mut String, report: &Report, pictures: &[String]) -> std::fmt::R
             line(text, row)?;
         }
         writeln!(text)?;
-        for row in rows {
-            if let Some(reason) = &row.reason {
-                writeln!(text, "{}: {reason}\n", row.paper.workload)?;
-            }
-        }
+        reasons(text, rows.iter().map(|row| (row.paper.workload, row.reason.as_deref())))?;
     }
     costs(text, &report.rows)?;
+    breakdown::write(text, &report.rows)?;
     against_qemu(text, &report.rows)?;
     peers(text, report)?;
     writeln!(text, "## Idle and failover\n")?;
@@ -137,7 +134,9 @@ fn against_qemu(text: &mut String, rows: &[RowReport]) -> std::fmt::Result {
         return Ok(());
     }
     writeln!(text, "## Unprotected, against QEMU with the same KVM\n")?;
-    writeln!(text, "| row | QEMU | Tandem | Tandem / QEMU |\n|---|---|---|---|")?;
+    if rows.iter().any(|row| row.qemu.is_some()) {
+        writeln!(text, "| row | QEMU | Tandem | Tandem / QEMU |\n|---|---|---|---|")?;
+    }
     for row in rows {
         if row.qemu.is_some() {
             let (name, unit) = (row.row.name(), row.unit);
@@ -151,10 +150,24 @@ fn against_qemu(text: &mut String, rows: &[RowReport]) -> std::fmt::Result {
         }
     }
     writeln!(text)?;
-    for row in rows {
-        if let Some(reason) = &row.reason_qemu {
-            writeln!(text, "{} on QEMU: {reason}\n", row.row.name())?;
+    reasons(text, rows.iter().map(|row| (row.row.name(), row.reason_qemu.as_deref())))
+}
+
+/// Why figures are missing: each reason once, with the names of all that it is about.
+fn reasons<'a>(
+    text: &mut String,
+    named: impl Iterator<Item = (&'a str, Option<&'a str>)>,
+) -> std::fmt::Result {
+    let mut told: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (name, reason) in named {
+        let Some(reason) = reason else { continue };
+        match told.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, names)) => names.push(name),
+            None => told.push((reason, vec![name])),
         }
+    }
+    for (reason, names) in told {
+        writeln!(text, "{}: {reason}\n", names.join(", "))?;
     }
     Ok(())
 }
@@ -220,6 +233,14 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}\nis not in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_reason_is_told_once_for_all_that_it_is_about() {
+        let mut text = String::new();
+        let named = [("a", Some("late")), ("b", None), ("c", Some("early")), ("d", Some("late"))];
+        reasons(&mut text, named.into_iter()).unwrap();
+        assert_eq!(text, "a, d: late\n\nc: early\n\n");
     }
 
     #[test]

@@ -7,9 +7,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+mod breakdown;
 pub(crate) mod host;
 mod markdown;
 mod row;
+pub(crate) mod spent;
 pub(crate) mod stats;
 mod svg;
 mod usage;
@@ -182,6 +184,7 @@ impl Report {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::spent::Spent;
     use super::*;
 
     /// A report with one row of each sort: measured, partly, not at all.
@@ -217,7 +220,15 @@ pub(crate) mod tests {
         compile.usage = Some(Usage {
             log_by_kind: [("disk".to_owned(), 3.0), ("forced_stop".to_owned(), 1.5)].into(),
             forced_stops_per_s: 12.0,
+            pages_per_stop: 40.0,
+            ms_per_stop: 5.0,
+            frames_per_s: 300.0,
+            held_back: 0.03,
             exits_per_s: 900.0,
+            exits_by_reason: [("pio", 600.0), ("halt", 50.0), ("mmio", 250.0), ("cpuid", 10.0)]
+                .map(|(reason, rate)| (reason.to_owned(), rate))
+                .into(),
+            spent: Some(Spent { guest: 0.3, vmm: 0.2, kernel: 0.3, threads: 0.1, others: 0.08, idle: 0.02 }),
             lag_ms: Some(40.0),
             output_delay_us_p50: Some(500.0),
             output_delay_us_p99: Some(900.0),
@@ -225,6 +236,8 @@ pub(crate) mod tests {
             backup_cpu: Some(0.8),
             ..Usage::default()
         });
+        let spent = Spent { guest: 0.8, vmm: 0.05, kernel: 0.1, threads: 0.0, others: 0.03, idle: 0.02 };
+        compile.usage_alone = Some(Usage { exits_per_s: 800.0, spent: Some(spent), ..Usage::default() });
         compile.reason = None;
         Report {
             bench: "paper",

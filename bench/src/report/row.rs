@@ -54,7 +54,7 @@ impl Row {
     /// What runs, and why it is like what the paper ran.
     pub(crate) const fn stand_in(self) -> &'static str {
         match self {
-            Self::Jvm => "OpenJDK 17 with the H2 database in its memory: warehouses, orders, stock",
+            Self::Jvm => "OpenJDK 17: orders, payments and deliveries of warehouses in its memory",
             Self::Compile => "Lua 5.4 compiled, archived and linked by tcc and make, on ext4",
             Self::Database => "PostgreSQL 15, pgbench TPC-B, 4 clients over the network",
             Self::Shop => {

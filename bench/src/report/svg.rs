@@ -11,6 +11,14 @@ const PICTURE: (u32, u32) = (860, 420);
 const OURS: RGBColor = RGBColor(31, 119, 180);
 const PAPERS: RGBColor = RGBColor(170, 170, 170);
 
+/// How high a bar is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scale {
+    Linear,
+    /// By the square root: the largest are a thousand times the least.
+    Root,
+}
+
 /// A bar of ours beside one of the paper's; ours may be missing.
 struct Pair {
     name: &'static str,
@@ -31,16 +39,19 @@ pub(super) fn all(report: &Report) -> Result<Vec<(String, String)>> {
     if report.bench == "peers" {
         let against = pairs(|row| row.solo_over_qemu.map(|ratio| ratio.median), |_| 1.0);
         let title = format!("Unprotected Tandem by QEMU with the same KVM{subtitle}");
-        return Ok(vec![("peers-ratios.svg".to_owned(), bars(&title, "QEMU", &against)?)]);
+        return Ok(vec![("peers-ratios.svg".to_owned(), bars(&title, "QEMU", &against, Scale::Linear)?)]);
     }
     let ratios = pairs(|row| row.ratio.map(|ratio| ratio.median), |row| row.paper.ratio);
     let logs = pairs(|row| row.log_mbit_s, |row| row.paper.log_mbit_s);
     Ok(vec![
         (
             "paper-ratios.svg".to_owned(),
-            bars(&format!("Protected by unprotected{subtitle}"), "the paper", &ratios)?,
+            bars(&format!("Protected by unprotected{subtitle}"), "the paper", &ratios, Scale::Linear)?,
         ),
-        ("paper-log.svg".to_owned(), bars(&format!("Log, Mbit/s{subtitle}"), "the paper", &logs)?),
+        (
+            "paper-log.svg".to_owned(),
+            bars(&format!("Log, Mbit/s{subtitle}"), "the paper", &logs, Scale::Root)?,
+        ),
     ])
 }
 
@@ -50,20 +61,25 @@ impl super::RowReport {
     }
 }
 
-/// Two bars for each row, with their figures above. Bars more than a hundred times the least go out of the picture
-/// otherwise: the scale is by the root.
-fn bars(title: &str, other: &str, pairs: &[Pair]) -> Result<String> {
+/// Two bars for each row, with their figures above.
+fn bars(title: &str, other: &str, pairs: &[Pair], scale: Scale) -> Result<String> {
     let mut text = String::new();
     {
         let area = SVGBackend::with_string(&mut text, PICTURE).into_drawing_area();
-        draw(&area, title, other, pairs).map_err(|error| anyhow!("cannot draw: {error}"))?;
+        draw(&area, title, other, pairs, scale).map_err(|error| anyhow!("cannot draw: {error}"))?;
     }
     Ok(text)
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
-fn draw(area: &Area<'_>, title: &str, other: &str, pairs: &[Pair]) -> Result<(), Box<dyn std::error::Error>> {
+fn draw(
+    area: &Area<'_>,
+    title: &str,
+    other: &str,
+    pairs: &[Pair],
+    scale: Scale,
+) -> Result<(), Box<dyn std::error::Error>> {
     area.fill(&WHITE)?;
     let (width, height) = (PICTURE.0 as i32, PICTURE.1 as i32);
     let style = |size: i32| ("sans-serif", size).into_font().color(&BLACK);
@@ -86,7 +102,11 @@ fn draw(area: &Area<'_>, title: &str, other: &str, pairs: &[Pair]) -> Result<(),
         for (place, value, colour) in [(0, pair.ours, OURS), (1, Some(pair.papers), PAPERS)] {
             let from = left + step / 10 + place * bar;
             let (top, label) = match value {
-                Some(value) => (bottom - ((value / most).sqrt() * room) as i32, figure(value)),
+                Some(value) => {
+                    let share = value / most;
+                    let share = if scale == Scale::Root { share.sqrt() } else { share };
+                    (bottom - (share * room) as i32, figure(value))
+                }
                 None => (bottom, "no figure".to_owned()),
             };
             area.draw(&Rectangle::new([(from, top), (from + bar - 4, bottom)], colour.filled()))?;
@@ -95,7 +115,9 @@ fn draw(area: &Area<'_>, title: &str, other: &str, pairs: &[Pair]) -> Result<(),
         area.draw(&Text::new(pair.name.to_owned(), (left + step / 2, height - 14), centred(14)))?;
     }
     area.draw(&PathElement::new([(20, bottom), (width - 20, bottom)], BLACK))?;
-    area.draw(&Text::new("bars: scale by the square root".to_owned(), (width - 200, 44), style(11)))?;
+    if scale == Scale::Root {
+        area.draw(&Text::new("bars: scale by the square root".to_owned(), (width - 200, 44), style(11)))?;
+    }
     area.present()?;
     Ok(())
 }

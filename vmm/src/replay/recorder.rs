@@ -299,6 +299,7 @@ where
             stop::settle_in(&mut run.machine, stopped.vcpu())?;
             self.stops.stops += 1;
             self.stops.pages += stopped.pages() as u64;
+            run.stop_pages += stopped.pages() as u64;
             self.stops.raw_bytes += (stopped.pages() * PAGE_SIZE) as u64;
             for part in 0..stopped.parts() {
                 let packed = self.packer.part(&stopped, part, run.machine.ram())?;
@@ -420,6 +421,7 @@ where
         }
         if self.stop_pace.is_open() {
             self.stop_pace.ends(self.inputs.spent());
+            run.stop_nanos += self.stop_pace.cost();
         }
         Ok(if self.inputs.leave() { Flow::Leave } else { Flow::Continue })
     }

@@ -106,6 +106,10 @@ pub struct Run {
     pub exits: [u64; Exit::KINDS.len()],
     /// Forced stops so far.
     pub forced_stops: u64,
+    /// Pages that they shipped, where they were made.
+    pub stop_pages: u64,
+    /// What they took of this thread's CPU time until the guest went on, in nanoseconds, where they were made.
+    pub stop_nanos: u64,
     /// Captured instructions so far.
     pub captured: u64,
     /// Captured instructions since the last exit or forced stop.
@@ -124,6 +128,8 @@ impl Run {
             last: ExitRecord::default(),
             exits: [0; Exit::KINDS.len()],
             forced_stops: 0,
+            stop_pages: 0,
+            stop_nanos: 0,
             captured: 0,
             since: 0,
         }

@@ -50,7 +50,8 @@ impl fmt::Display for Pretty<'_> {
             }
             line("held outputs", format_args!("{}", status.held_outputs))?;
         }
-        line("forced stops", format_args!("{}", status.forced_stops))?;
+        let (pages, ms) = (status.forced_stop_pages, status.forced_stop_ms);
+        line("forced stops", format_args!("{}, with {pages} pages in {ms:.0} ms", status.forced_stops))?;
         if let Some(digest) = &status.digest {
             line("digest", format_args!("{} at exit {}", digest.value, digest.position))?;
         }
@@ -129,6 +130,10 @@ mod tests {
             }),
             held_outputs: 2,
             forced_stops: 5,
+            forced_stop_pages: 20,
+            forced_stop_ms: 4.2,
+            frames: 7,
+            held_back_ms: 0.0,
             exits: [("mmio".to_owned(), 9), ("hlt".to_owned(), 11)].into(),
             digest: Some(Digest::new(20, 0xabc)),
         };
@@ -144,7 +149,7 @@ demo: primary (protected)
   kick to exit   p50 45 µs, p99 120 µs, of that:
                  wire         p50     30 µs, p99     85 µs
   held outputs   2
-  forced stops   5
+  forced stops   5, with 20 pages in 4 ms
   digest         0000000000000abc at exit 20
   log            1.00 Mbit/s now
                  packet                   10 entries           1000 bytes      1.00 Mbit/s

@@ -42,6 +42,14 @@ pub struct Status {
     pub held_outputs: u64,
     /// Forced stops since the start.
     pub forced_stops: u64,
+    /// Pages that they shipped; zero where they are only loaded.
+    pub forced_stop_pages: u64,
+    /// CPU time that they took until the guest went on, in milliseconds; zero where they are only loaded.
+    pub forced_stop_ms: f64,
+    /// Frames of the log sent in this generation; zero where none are.
+    pub frames: u64,
+    /// Time for which the guest was held back since its backup lagged, in milliseconds.
+    pub held_back_ms: f64,
     /// vCPU exits by reason, since the start.
     pub exits: BTreeMap<String, u64>,
     /// The last digest of deterministic exits.

@@ -93,6 +93,7 @@ impl PairLog {
             let pause = Duration::from_nanos(until.saturating_sub(last) * level / (100 - level));
             std::thread::sleep(pause.min(LONGEST_PAUSE));
             self.last = now().as_nanos();
+            self.shared.paused.fetch_add(self.last.saturating_sub(until), Ordering::Relaxed);
         }
     }
 

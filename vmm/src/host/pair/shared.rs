@@ -63,6 +63,8 @@ pub(super) struct Shared {
     pub(super) log_full: AtomicBool,
     /// Share of time that the vCPU pauses, in per cent.
     pub(super) throttle: AtomicU8,
+    /// Time of these pauses so far, in nanoseconds.
+    pub(super) paused: AtomicU64,
     /// Frame of the log that the next outputs wait for; for status.
     pub(super) sent: AtomicU64,
     pub(super) counters: SharedCounters,
@@ -87,6 +89,7 @@ impl Shared {
             quiet: AtomicBool::new(false),
             log_full: AtomicBool::new(false),
             throttle: AtomicU8::new(0),
+            paused: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             counters: SharedCounters::default(),
             bell,

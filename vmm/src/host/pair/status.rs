@@ -122,6 +122,8 @@ impl Board {
         }
         status.lag = self.lag_now(&own, side);
         status.output_delay = side.exits.delays.told();
+        status.frames = self.shared.sent.load(Ordering::Relaxed);
+        status.held_back_ms = self.shared.paused.load(Ordering::Relaxed) as f64 / 1e6;
         status.held_outputs = side.side.gate().held();
     }
 

@@ -17,6 +17,8 @@ pub struct VcpuCounters {
     exits: Vec<(&'static str, u64)>,
     traffic: Traffic,
     forced_stops: u64,
+    stop_pages: u64,
+    stop_nanos: u64,
     guest_time: u64,
     point: u64,
     digest: u64,
@@ -29,6 +31,8 @@ impl Default for VcpuCounters {
             exits: Vec::with_capacity(Exit::KINDS.len()),
             traffic: Traffic::default(),
             forced_stops: 0,
+            stop_pages: 0,
+            stop_nanos: 0,
             guest_time: 0,
             point: 0,
             digest: 0,
@@ -43,6 +47,8 @@ impl VcpuCounters {
         self.exits.extend(run.exits_by_name());
         self.traffic = *traffic;
         self.forced_stops = run.forced_stops;
+        self.stop_pages = run.stop_pages;
+        self.stop_nanos = run.stop_nanos;
         self.guest_time = run.machine.now().as_nanos();
         self.point = run.point();
         self.digest = run.digest();
@@ -64,6 +70,8 @@ impl SharedCounters {
         let counters = lock(&self.0).clone();
         status.guest_time_ns = counters.guest_time;
         status.forced_stops = counters.forced_stops;
+        status.forced_stop_pages = counters.stop_pages;
+        status.forced_stop_ms = counters.stop_nanos as f64 / 1e6;
         status.exits = counters.exits.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
         status.digest = Some(Digest::new(counters.point, counters.digest));
         status.log = rates.told(&counters.traffic, now);
