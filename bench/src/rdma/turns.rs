@@ -139,7 +139,7 @@ mod tests {
                 let (tcp, factor) = match way.completion {
                     Waits::Events => (300.0, [1.0, 1.2, 0.6]),
                     Waits::Adaptive => (100.0, [1.0, 3.0, 2.0]),
-                    Waits::Busy => (90.0, [1.0, 2.0, 0.9]),
+                    Waits::Busy => (90.0, [1.0, 2.0, 1.1]),
                 };
                 let time = tcp * factor[way.ack as usize];
                 taken(Some(way), &[time, time * 2.0, time * 1.5])
