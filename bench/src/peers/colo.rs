@@ -132,24 +132,24 @@ fn protect(directory: &Path) -> Result<Qmp> {
     let mut primary = Qmp::connect("primary", &socket(Part::Primary), PATIENCE)?;
     let colo = json!({ "capabilities": [{ "capability": "x-colo", "state": true }] });
     let nbd = json!({ "addr": { "type": "inet", "data": { "host": BACKUP.to_string(), "port": "9999" } } });
-    secondary.ask("nbd-server-start", nbd)?;
-    secondary.ask("nbd-server-add", json!({ "device": "parent0", "writable": true }))?;
-    secondary.ask("migrate-set-capabilities", colo.clone())?;
+    secondary.ask("nbd-server-start", &nbd)?;
+    secondary.ask("nbd-server-add", &json!({ "device": "parent0", "writable": true }))?;
+    secondary.ask("migrate-set-capabilities", &colo)?;
     primary.monitor(&format!(
         "drive_add -n buddy driver=replication,mode=primary,file.driver=nbd,file.host={BACKUP},file.port=9999,\
          file.export=parent0,node-name=replication0"
     ))?;
-    primary.ask("x-blockdev-change", json!({ "parent": "colo-disk0", "node": "replication0" }))?;
-    primary.ask("migrate-set-capabilities", colo)?;
-    primary.ask("migrate-set-parameters", json!({ "x-checkpoint-delay": CHECKPOINT_DELAY }))?;
-    primary.ask("migrate", json!({ "uri": format!("tcp:{BACKUP}:9998") }))?;
+    primary.ask("x-blockdev-change", &json!({ "parent": "colo-disk0", "node": "replication0" }))?;
+    primary.ask("migrate-set-capabilities", &colo)?;
+    primary.ask("migrate-set-parameters", &json!({ "x-checkpoint-delay": CHECKPOINT_DELAY }))?;
+    primary.ask("migrate", &json!({ "uri": format!("tcp:{BACKUP}:9998") }))?;
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let told = primary.ask("query-migrate", json!({}))?;
+        let told = primary.ask("query-migrate", &json!({}))?;
         match told["status"].as_str().unwrap_or_default() {
             "colo" => return Ok(primary),
             status @ ("completed" | "failed" | "cancelled") => {
-                let secondary: Value = secondary.ask("query-colo-status", json!({})).unwrap_or_default();
+                let secondary: Value = secondary.ask("query-colo-status", &json!({})).unwrap_or_default();
                 let why = told["error-desc"].as_str().map_or_else(String::new, |why| format!(" ({why})"));
                 bail!(
                     "with x-colo on, migrate ended as \"{status}\" in place of \"colo\"{why}; the secondary's COLO: {secondary}"

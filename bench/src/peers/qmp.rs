@@ -43,7 +43,7 @@ impl Qmp {
         if qmp.line(ANSWER)?.is_none() {
             bail!("the {name} does not greet");
         }
-        qmp.ask("qmp_capabilities", json!({}))?;
+        qmp.ask("qmp_capabilities", &json!({}))?;
         Ok(qmp)
     }
 
@@ -51,7 +51,7 @@ impl Qmp {
     ///
     /// # Errors
     /// When QEMU refuses it, or does not answer.
-    pub(super) fn ask(&mut self, command: &str, arguments: Value) -> Result<Value> {
+    pub(super) fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value> {
         let text = json!({ "execute": command, "arguments": arguments }).to_string();
         writeln!(self.stream.get_mut(), "{text}").with_context(|| format!("the {} is gone", self.name))?;
         loop {
@@ -73,7 +73,7 @@ impl Qmp {
     /// # Errors
     /// As [`Qmp::ask`], and with that text.
     pub(super) fn monitor(&mut self, line: &str) -> Result<()> {
-        let said = self.ask("human-monitor-command", json!({ "command-line": line }))?;
+        let said = self.ask("human-monitor-command", &json!({ "command-line": line }))?;
         match said.as_str().map(str::trim) {
             None | Some("") => Ok(()),
             Some(text) => bail!("the {} says to {line}: {text}", self.name),
@@ -119,7 +119,7 @@ mod tests {
         let qemu = std::thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
             let mut stream = BufReader::new(stream);
-            let mut say = |text: &str, stream: &mut BufReader<UnixStream>| {
+            let say = |text: &str, stream: &mut BufReader<UnixStream>| {
                 writeln!(stream.get_mut(), "{text}").unwrap();
                 let mut line = String::new();
                 stream.read_line(&mut line).unwrap();
@@ -136,7 +136,7 @@ mod tests {
         let mut qmp = Qmp::connect("primary", &socket, Duration::from_secs(5)).unwrap();
         let said = qmp.monitor("info x").unwrap_err().to_string();
         assert!(said.contains("no such thing"), "{said}");
-        let said = qmp.ask("migrate", json!({ "uri": "tcp:x" })).unwrap_err().to_string();
+        let said = qmp.ask("migrate", &json!({ "uri": "tcp:x" })).unwrap_err().to_string();
         assert_eq!(said, "the primary refuses migrate: not now");
         assert_eq!(qmp.event(Duration::from_millis(10)).unwrap().as_deref(), Some("STOP"));
         qemu.join().unwrap();
