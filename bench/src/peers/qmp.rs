@@ -119,7 +119,7 @@ mod tests {
         let qemu = std::thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
             let mut stream = BufReader::new(stream);
-            let mut say = |text: &str, stream: &mut BufReader<UnixStream>| {
+            let say = |text: &str, stream: &mut BufReader<UnixStream>| {
                 writeln!(stream.get_mut(), "{text}").unwrap();
                 let mut line = String::new();
                 stream.read_line(&mut line).unwrap();
