@@ -19,12 +19,6 @@ mod storage;
 
 use storage::{MARK, SKIP, Storage};
 
-/// A ring that is found empty behind so many bytes is written from its start again: what a reader that keeps up with
-/// the writer has just read is in the caches, and the rest of a large ring is not.
-const START_OVER: usize = 256 << 10;
-/// Bytes until the next look for that: each look may take the other thread's cache line.
-const LOOK_EVERY: usize = 64 << 10;
-
 /// Why there is no slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ReserveError {
@@ -60,8 +54,7 @@ pub(crate) fn ring_of(capacity: usize) -> (Producer, Consumer) {
         closed: AtomicBool::new(false),
         storage: Storage::new(capacity),
     });
-    let start_over_at = START_OVER.min(capacity / 2);
-    let producer = Producer { shared: shared.clone(), tail: 0, known_head: 0, reserved: None, start_over_at };
+    let producer = Producer { shared: shared.clone(), tail: 0, known_head: 0, reserved: None };
     (producer, Consumer { shared, head: 0, known_tail: 0, front: None })
 }
 
@@ -87,8 +80,6 @@ pub struct Producer {
     tail: usize,
     known_head: usize,
     reserved: Option<Reserved>,
-    /// Offset from which on the next reservation looks whether the ring is empty.
-    start_over_at: usize,
 }
 
 impl Producer {
@@ -111,7 +102,7 @@ impl Producer {
         let capacity = self.shared.storage.capacity;
         let need = MARK + len.next_multiple_of(ALIGN);
         let to_end = capacity - self.tail % capacity;
-        let skip = if need > to_end || self.may_start_over(need) { to_end } else { 0 };
+        let skip = if need > to_end { to_end } else { 0 };
         if self.tail + skip + need - self.known_head > capacity {
             self.known_head = self.shared.head.0.load(Ordering::Acquire);
             if self.tail + skip + need - self.known_head > capacity {
@@ -119,27 +110,10 @@ impl Producer {
             }
         }
         if skip > 0 {
-            self.start_over_at = START_OVER.min(capacity / 2);
             self.shared.storage.write_mark(self.tail, SKIP);
         }
         self.reserved = Some(Reserved { start: self.tail + skip, len });
         Ok(self.slot())
-    }
-
-    /// Whether the next frame, of `need` bytes with its mark, should go to the ring's start although there is room here.
-    fn may_start_over(&mut self, need: usize) -> bool {
-        let capacity = self.shared.storage.capacity;
-        let offset = self.tail % capacity;
-        // What is skipped counts as used until the consumer has come over it.
-        if offset < self.start_over_at || need > offset {
-            return false;
-        }
-        self.known_head = self.shared.head.0.load(Ordering::Acquire);
-        let empty = self.known_head == self.tail;
-        if !empty {
-            self.start_over_at = offset + LOOK_EVERY;
-        }
-        empty
     }
 
     /// The slot reserved last, empty if there is none: for filling it piece by piece.
@@ -259,9 +233,7 @@ impl Consumer {
     /// Bytes in the ring, marks included, as far as this end knows.
     #[must_use]
     pub fn used(&self) -> usize {
-        let tail = self.shared.tail.0.load(Ordering::Acquire);
-        let skips = self.head != tail && self.shared.storage.read_mark(self.head) == SKIP;
-        tail - if skips { self.head.next_multiple_of(self.shared.storage.capacity) } else { self.head }
+        self.shared.tail.0.load(Ordering::Relaxed) - self.head
     }
 }
 
@@ -326,31 +298,6 @@ mod tests {
         }
         let len = producer.max_frame() + 1;
         assert_eq!(producer.try_reserve(len), Err(ReserveError::TooLong { len, max: len - 1 }));
-    }
-
-    #[test]
-    fn an_empty_ring_is_written_from_its_start_again() {
-        let (mut producer, mut consumer) = ring(1 << 20);
-        let first = producer.try_reserve(1000).unwrap().as_ptr().addr();
-        let mut furthest = 0;
-        for n in 0..5000_u32 {
-            let frame = vec![n as u8; 1000];
-            push(&mut producer, &frame).unwrap();
-            assert_eq!(consumer.used(), 1024, "what was skipped is not used");
-            let front = consumer.front().unwrap();
-            assert_eq!(front, frame);
-            furthest = furthest.max(front.as_ptr().addr() - first);
-            let _ = consumer.release();
-        }
-        assert!((START_OVER / 2..START_OVER + 2 * LOOK_EVERY).contains(&furthest), "{furthest}");
-        // A reader that lags behind keeps it from starting over, and loses nothing.
-        for n in 0..700 {
-            push(&mut producer, &[n as u8; 1000]).unwrap();
-        }
-        for n in 0..700 {
-            assert_eq!(consumer.front(), Some(&[n as u8; 1000][..]));
-            let _ = consumer.release();
-        }
     }
 
     #[test]
