@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::ack::AckState;
 use crate::backup::{self, LogReader, LogReceiver};
+use crate::checksum;
 use crate::handshake::{self, Agreed, HandshakeError, Hello, PreSharedKey, Side};
 use crate::primary::{AckReceiver, LogSender};
 #[cfg(feature = "rdma")]
@@ -88,6 +89,7 @@ pub fn primary(
     if hello.side != Side::Primary {
         return Err(OpenError::WrongSide(Side::Primary));
     }
+    checksum::race();
     #[cfg_attr(not(feature = "rdma"), expect(unused_mut, reason = "RDMA moves the session on"))]
     let mut agreed = handshake::run(&mut stream, hello, key, patience)?;
     let (send, receive): Halves = match link {
@@ -136,6 +138,7 @@ pub fn backup(
     if hello.side != Side::Backup {
         return Err(OpenError::WrongSide(Side::Backup));
     }
+    checksum::race();
     #[cfg_attr(not(feature = "rdma"), expect(unused_mut, reason = "RDMA moves the session on"))]
     let mut agreed = handshake::run(&mut stream, hello, key, patience)?;
     let duplex: Box<dyn Duplex> = match link {

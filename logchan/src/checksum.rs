@@ -1,10 +1,10 @@
 //! crc32c, in the way that is the quickest on this CPU.
 //!
 //! Three chains of the CRC instruction, or carry-less multiplication of wide vectors: which of them is quicker depends on
-//! the CPU and on the length, by a third in either direction. So they race once, when the first longer payload comes.
+//! the CPU and on the length, by a third in either direction. So they race once, when a process sets up its first channel.
 
 use std::hint::black_box;
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 /// Below this length both are as quick, and the CRC instruction has no set-up.
@@ -14,12 +14,17 @@ const LONG: usize = 8 << 10;
 /// Lengths at which they race.
 const RACES: [usize; 2] = [1 << 10, 16 << 10];
 
+/// Whether the vectors won, at each of the lengths.
+static WIDE: LazyLock<[bool; 2]> = LazyLock::new(|| RACES.map(is_wide_quicker));
+
+/// Lets them race if they have not yet, so that no frame has to wait for it.
+pub(crate) fn race() {
+    LazyLock::force(&WIDE);
+}
+
 /// crc32c of these bytes.
 pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
-    static WIDE: OnceLock<[bool; 2]> = OnceLock::new();
-    if bytes.len() >= SHORT
-        && WIDE.get_or_init(|| RACES.map(is_wide_quicker))[usize::from(bytes.len() >= LONG)]
-    {
+    if bytes.len() >= SHORT && WIDE[usize::from(bytes.len() >= LONG)] {
         wide(bytes)
     } else {
         crc32c::crc32c(bytes)
