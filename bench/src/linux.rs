@@ -2,7 +2,8 @@
 //!
 //! The workload is the selftest of `tests/linux/guest-init`: processes, pipes, compression, hashing, and a disk
 //! that is written, synced and read back. Turns alternate: run, record, replay. Where this machine's KVM takes no
-//! Linux guest, everything happens inside virtme-ng, in software emulation: then only the ratios count.
+//! Linux guest, everything happens inside virtme-ng, in software emulation: then only the ratios count, and time is
+//! that of the instructions executed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use serde::Serialize;
 use tandem_tests::bed::{Bed, CORES, Program};
 use tandem_tests::config::{Guest, Pace, Spec, run_directory};
 use tandem_tests::lab;
-use tandem_tests::linux::{self, Place};
+use tandem_tests::linux::{self, Place, Time};
 use tandem_tests::median::median;
 use tandem_tests::process::Launch;
 use tandem_tests::side::Side;
@@ -86,7 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             eprintln!(
                 "this machine's KVM does not run Linux guests: the same inside virtme-ng, which takes minutes"
             );
-            return Err(linux::go_on_in_virtme_ng(program.path(), EMULATED_SECONDS));
+            return Err(linux::go_on_in_virtme_ng(program.path(), Time::Counted, EMULATED_SECONDS));
         }
     };
     let guest = linux::guest()?;
@@ -130,7 +131,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn tell(report: &Report) -> Result<()> {
     if report.emulated {
-        println!("inside software emulation: ratios only");
+        println!("inside software emulation, time by instructions executed: ratios only");
     }
     println!("recorded / unprotected            {:>6.2}          target {RECORD:.2}", report.record_over_run);
     println!("replayed / recorded               {:>6.2}          target 1.00", report.replay_over_record);

@@ -1,9 +1,10 @@
 //! A protected VM against the same VM alone: redis-benchmark's throughput and latency.
 //!
 //! Clients and primary share a core and the backup has another, as two hosts would; the unprotected VM
-//! runs on the first. Turns alternate, alone and protected, and what is compared are medians. Before
-//! each protected turn a bare ping-pong crosses the same cable from core to core: the round trip that
-//! the Output Rule costs a reply at least.
+//! runs on the first. Both are up all the time, and take turns of a second or two: a machine whose speed drifts
+//! is about as fast for both halves of a turn. What is told is the median over the turns of each turn's ratio. In
+//! each turn a bare ping-pong crosses the log's cable from core to core: the round trip that the Output
+//! Rule costs a reply at least.
 
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use tandem_tests::config::{Guest, Pace, Spec};
 use tandem_tests::lab::{self, BACKUP, Host};
 use tandem_tests::median::median;
 use tandem_tests::redis_benchmark::{self, Figure, Figures, Load};
+use tandem_tests::side::Side;
 use tandem_vmm::host::control::OutputStage;
 use tandem_vmm::host::shutdown::Shutdown;
 
@@ -29,17 +31,27 @@ const FRAME: usize = 256;
 const TRIPS: usize = 3000;
 
 /// Loads: name in the report, connections, pipeline, and which part of the requests.
-const LOADS: [(&str, u32, u32, u64); 3] = [("p1", 50, 1, 1), ("p16", 50, 16, 0), ("single", 1, 1, 20)];
+const LOADS: [(&str, u32, u32, u64); 3] = [("p1", 50, 1, 1), ("p16", 50, 16, 0), ("single", 1, 1, 10)];
 
 /// What to measure, and how long.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Turns alone and turns protected.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 15)]
     turns: u32,
-    /// Requests per test at pipeline 1; ten times as many at pipeline 16, a twentieth from a single client.
-    #[arg(long, default_value_t = 60_000)]
+    /// Requests per test at pipeline 1; ten times as many at pipeline 16, a tenth from a single client.
+    #[arg(long, default_value_t = 20_000)]
     requests: u64,
+}
+
+impl Args {
+    /// Of each command, for a load that has this part of them.
+    const fn requests(&self, part: u64) -> u64 {
+        match part {
+            0 => self.requests * 10,
+            part => self.requests / part,
+        }
+    }
 }
 
 /// One load, by turns.
@@ -47,6 +59,31 @@ pub(crate) struct Args {
 struct Turns {
     alone: Vec<Figures>,
     pair: Vec<Figures>,
+    /// What the VMs did for it, all turns together.
+    alone_work: Work,
+    pair_work: Work,
+    /// That the clients sent to the pair.
+    packets: u64,
+}
+
+/// What a side has done.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct Work {
+    exits: u64,
+    /// Log frames sent.
+    frames: u64,
+}
+
+impl Work {
+    fn of(side: &Side) -> Result<Self> {
+        let status = side.status()?;
+        Ok(Self { exits: status.exits.values().sum(), frames: status.frames })
+    }
+
+    const fn add(&mut self, from: Self, to: Self) {
+        self.exits += to.exits - from.exits;
+        self.frames += to.frames - from.frames;
+    }
 }
 
 /// One load in the report.
@@ -60,6 +97,10 @@ struct Compared {
     /// Of SET and GET, whichever is more.
     added_p50_us: f64,
     added_over_pingpong: f64,
+    /// Exits of the primary, by those of the VM alone: more of them where packets come in smaller batches.
+    exits_ratio: f64,
+    /// Of what the clients sent, packets in a log frame.
+    packets_per_frame: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -69,7 +110,7 @@ struct Report {
     loads: Vec<Compared>,
     output_delay_us_p50: f64,
     output_delay_us_p99: f64,
-    /// The way of an output stage by stage, in the last turn.
+    /// The way of an output stage by stage.
     output_stages: Vec<OutputStage>,
     forced_stops: u64,
     /// The most that a side takes beside the guest's RAM, after the load.
@@ -89,31 +130,31 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     ensure!(redis_benchmark::is_installed(), "redis-benchmark is missing: install redis-tools");
     let spec = Spec { name: "bench".to_owned(), guest: Guest::Embedded, pace: Pace::NATIVE };
-    let mut bed = Bed::new("bench", Program::tandem()?, spec, Shutdown::on_signals()?)?;
+    // A lab for each VM: both are there all the time, and one idles while the other is measured.
+    let new = |spec| Bed::new("bench", Program::tandem()?, spec, Shutdown::on_signals()?);
+    let (mut alone_bed, mut pair_bed) = (new(spec.clone())?, new(spec)?);
+    let alone = alone_bed.alone().context("the unprotected VM")?;
+    let pair = pair_bed.pair().context("the protected pair")?;
     let mut turns = LOADS.map(|_| Turns::default());
-    let (mut pings, mut delays) = (Vec::new(), Vec::new());
-    let mut output_stages = Vec::new();
-    let (mut forced_stops, mut memory) = (0, 0.0f64);
+    let mut pings = Vec::new();
     for turn in 1..=args.turns {
         eprintln!("turn {turn} of {}", args.turns);
-        let side = bed.alone().context("the unprotected VM")?;
+        pings.push(ping_pong(&pair_bed)?);
         for ((_, clients, pipeline, part), turns) in LOADS.into_iter().zip(&mut turns) {
-            turns.alone.push(measure(&bed, args, clients, pipeline, part)?);
+            let before = Work::of(&alone)?;
+            turns.alone.push(measure(&alone_bed, args, clients, pipeline, part)?);
+            turns.alone_work.add(before, Work::of(&alone)?);
+            let before = Work::of(&pair.primary)?;
+            turns.pair.push(measure(&pair_bed, args, clients, pipeline, part)?);
+            turns.pair_work.add(before, Work::of(&pair.primary)?);
+            turns.packets += 2 * args.requests(part) / u64::from(pipeline);
         }
-        drop(side);
-        pings.push(ping_pong(&bed)?);
-        let pair = bed.pair().context("the protected pair")?;
-        for ((_, clients, pipeline, part), turns) in LOADS.into_iter().zip(&mut turns) {
-            turns.pair.push(measure(&bed, args, clients, pipeline, part)?);
-        }
-        let status = pair.primary.status()?;
-        let delay = status.output_delay.context("no output was held")?;
-        delays.push((delay.p50_us, delay.p99_us));
-        output_stages = delay.stages;
-        forced_stops += status.forced_stops;
-        for side in [&pair.primary, &pair.backup] {
-            memory = memory.max(memory_beside_the_guest(side.process.pid())?);
-        }
+    }
+    let status = pair.primary.status()?;
+    let delay = status.output_delay.context("no output was held")?;
+    let mut memory = 0.0f64;
+    for side in [&pair.primary, &pair.backup] {
+        memory = memory.max(memory_beside_the_guest(side.process.pid())?);
     }
     let pingpong_us = median(pings);
     let loads: Vec<_> =
@@ -125,10 +166,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let report = Report {
         bench: "pair",
         pingpong_us,
-        output_delay_us_p50: median(delays.iter().map(|delay| delay.0).collect()),
-        output_delay_us_p99: median(delays.iter().map(|delay| delay.1).collect()),
-        output_stages,
-        forced_stops,
+        output_delay_us_p50: delay.p50_us,
+        output_delay_us_p99: delay.p99_us,
+        output_stages: delay.stages,
+        forced_stops: status.forced_stops,
         memory_mib: memory,
         missed: [("throughput", fast), ("latency", prompt), ("memory", small)]
             .into_iter()
@@ -141,17 +182,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn tell(report: &Report) -> Result<()> {
     println!("bare ping-pong over the log's cable: p50 {:.1} us", report.pingpong_us);
-    println!("               alone SET/s  alone GET/s   ratio SET  ratio GET   added p50   / ping-pong");
+    println!(
+        "               alone SET/s  alone GET/s   ratio SET  ratio GET   added p50   / ping-pong   exits  packets/frame"
+    );
     for load in &report.loads {
         println!(
-            "{:<12} {:>13.0} {:>12.0} {:>11.3} {:>10.3} {:>8.0} us {:>13.2}",
+            "{:<12} {:>13.0} {:>12.0} {:>11.3} {:>10.3} {:>8.0} us {:>13.2} {:>7.2} {:>14.1}",
             load.load,
             load.alone_set_per_s,
             load.alone_get_per_s,
             load.set_ratio,
             load.get_ratio,
             load.added_p50_us,
-            load.added_over_pingpong
+            load.added_over_pingpong,
+            load.exits_ratio,
+            load.packets_per_frame
         );
     }
     println!("targets                                        0.90       0.90                       1.3");
@@ -169,35 +214,33 @@ fn tell(report: &Report) -> Result<()> {
 
 fn measure(bed: &Bed, args: &Args, clients: u32, pipeline: u32, part: u64) -> Result<Figures> {
     ensure!(!bed.interrupted().requested(), "interrupted");
-    let requests = match part {
-        0 => args.requests * 10,
-        part => args.requests / part,
-    };
-    let load = Load { requests, clients, pipeline };
+    let load = Load { requests: args.requests(part), clients, pipeline };
     redis_benchmark::measure(bed.lab.client(), bed.server(), load, bed.patience(60.0))
 }
 
 fn compare(load: &'static str, turns: &Turns, pingpong_us: f64) -> Compared {
     type Command = fn(&Figures) -> Figure;
-    let of = |turns: &[Figures], command: Command, what: fn(&Figure) -> f64| {
-        median(turns.iter().map(|figures| what(&command(figures))).collect())
+    let alone = |command: Command, what: fn(&Figure) -> f64| {
+        median(turns.alone.iter().map(|figures| what(&command(figures))).collect())
     };
-    let ratio = |command| {
-        of(&turns.pair, command, |figure| figure.rate) / of(&turns.alone, command, |figure| figure.rate)
+    let of_each = |command: Command, what: fn(Figure, Figure) -> f64| {
+        let both = turns.alone.iter().zip(&turns.pair);
+        median(both.map(|(alone, pair)| what(command(alone), command(pair))).collect())
     };
-    let added = |command| {
-        of(&turns.pair, command, |figure| figure.p50_us) - of(&turns.alone, command, |figure| figure.p50_us)
-    };
+    let ratio = |command| of_each(command, |alone, pair| pair.rate / alone.rate);
+    let added = |command| of_each(command, |alone, pair| pair.p50_us - alone.p50_us);
     let (set, get): (Command, Command) = (|figures| figures.set, |figures| figures.get);
     let added_p50_us = added(set).max(added(get));
     Compared {
         load,
-        alone_set_per_s: of(&turns.alone, set, |figure| figure.rate),
-        alone_get_per_s: of(&turns.alone, get, |figure| figure.rate),
+        alone_set_per_s: alone(set, |figure| figure.rate),
+        alone_get_per_s: alone(get, |figure| figure.rate),
         set_ratio: ratio(set),
         get_ratio: ratio(get),
         added_p50_us,
         added_over_pingpong: added_p50_us / pingpong_us,
+        exits_ratio: turns.pair_work.exits as f64 / turns.alone_work.exits as f64,
+        packets_per_frame: turns.packets as f64 / turns.pair_work.frames as f64,
     }
 }
 

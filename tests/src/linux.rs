@@ -71,16 +71,26 @@ pub fn guest() -> anyhow::Result<Guest> {
     })
 }
 
+/// How time passes inside virtme-ng.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Time {
+    /// As outside.
+    Real,
+    /// By instructions executed, so that a busy machine measures what an idle one does.
+    Counted,
+}
+
 /// Goes on inside virtme-ng, with the same arguments, and does not come back.
 ///
 /// # Errors
 /// When it cannot.
-pub fn go_on_in_virtme_ng(tandem: &Path, seconds: u64) -> anyhow::Error {
+pub fn go_on_in_virtme_ng(tandem: &Path, time: Time, seconds: u64) -> anyhow::Error {
     let this = match std::env::current_exe() {
         Ok(this) => this,
         Err(error) => return anyhow::Error::new(error).context("cannot find this program"),
     };
     let error = Command::new(scripts().join("in-vng"))
+        .args((time == Time::Counted).then_some("--counted"))
         .args(["--cpus", "2", "--memory", "4G", "--timeout", &seconds.to_string(), "--"])
         .arg(this)
         .args(std::env::args_os().skip(1))

@@ -8,7 +8,7 @@ use clap::{Parser, ValueEnum};
 use tandem_tests::bed::{Bed, Program};
 use tandem_tests::config::{Guest, Pace, Spec};
 use tandem_tests::demo::{Plan, Story, Verdict, demo};
-use tandem_tests::linux::{self, Place};
+use tandem_tests::linux::{self, Place, Time};
 use tandem_tests::{lab, redis_benchmark};
 use tandem_vmm::host::shutdown::Shutdown;
 
@@ -78,7 +78,7 @@ fn run(args: &Args, verdict: &mut Verdict) -> anyhow::Result<()> {
                     let say = Story::new(io::stdout(), true);
                     say.line("This machine's KVM does not run Linux guests (tandem check says why): the same inside")?;
                     say.line("virtme-ng, in software emulation. That takes minutes. It boots first …")?;
-                    return Err(linux::go_on_in_virtme_ng(program.path(), EMULATED_SECONDS));
+                    return Err(linux::go_on_in_virtme_ng(program.path(), Time::Real, EMULATED_SECONDS));
                 }
             }
         }

@@ -106,6 +106,9 @@ const OBSERVE: u64 = 50_000_000;
 /// cannot follow further than the last point.
 const IDLE_BOUNDS: u64 = 20;
 
+/// What the guest must compute between two stops is so many bounds at most.
+const STOP_BOUNDS: u64 = 32;
+
 /// Where KVM keeps shadow page tables, a forced stop may become so many pages large, 8 MiB, before the shadow is dropped
 /// to keep it small.
 const SHADOWED_PAGES: usize = 2048;
@@ -456,7 +459,10 @@ where
         let computed = cpu.saturating_sub(since);
         let longest = self.pace.bound * IDLE_BOUNDS;
         let long = (waits && computed >= self.pace.bound / 4) || computed >= longest;
-        let limits = Limits { longest, shadowed: self.log.enabled() && run.machine.shadow_paging() };
+        let limits = Limits {
+            longest: self.pace.bound * STOP_BOUNDS,
+            shadowed: self.log.enabled() && run.machine.shadow_paging(),
+        };
         if long && self.stop_pace.may_stop(self.inputs.spent(), limits) {
             self.force_stop(run, cpu)?;
         }
