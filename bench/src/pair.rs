@@ -15,7 +15,7 @@ use tandem_logchan::ack::ACK_FRAME_LEN;
 use tandem_tests::bed::{Bed, CORES, Program};
 use tandem_tests::config::{Guest, Pace, Spec};
 use tandem_tests::lab::{self, BACKUP, Host};
-use tandem_tests::median::median;
+use tandem_tests::median::{median, quartiles};
 use tandem_tests::redis_benchmark::{self, Figure, Figures, Load};
 use tandem_tests::side::Side;
 use tandem_vmm::host::control::OutputStage;
@@ -42,6 +42,9 @@ pub(crate) struct Args {
     /// Requests per test at pipeline 1; ten times as many at pipeline 16, a tenth from a single client.
     #[arg(long, default_value_t = 20_000)]
     requests: u64,
+    /// Only this load
+    #[arg(long, value_parser = LOADS.map(|load| load.0))]
+    only: Option<String>,
 }
 
 impl Args {
@@ -94,6 +97,9 @@ struct Compared {
     alone_get_per_s: f64,
     set_ratio: f64,
     get_ratio: f64,
+    /// A quarter and three quarters of the way up of the turns' ratios.
+    set_quartiles: [f64; 2],
+    get_quartiles: [f64; 2],
     /// Of SET and GET, whichever is more.
     added_p50_us: f64,
     added_over_pingpong: f64,
@@ -135,12 +141,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (mut alone_bed, mut pair_bed) = (new(spec.clone())?, new(spec)?);
     let alone = alone_bed.alone().context("the unprotected VM")?;
     let pair = pair_bed.pair().context("the protected pair")?;
-    let mut turns = LOADS.map(|_| Turns::default());
+    let all: Vec<_> =
+        LOADS.into_iter().filter(|load| args.only.as_ref().is_none_or(|only| only == load.0)).collect();
+    let mut turns: Vec<_> = all.iter().map(|_| Turns::default()).collect();
     let mut pings = Vec::new();
     for turn in 1..=args.turns {
         eprintln!("turn {turn} of {}", args.turns);
         pings.push(ping_pong(&pair_bed)?);
-        for ((_, clients, pipeline, part), turns) in LOADS.into_iter().zip(&mut turns) {
+        for (&(_, clients, pipeline, part), turns) in all.iter().zip(&mut turns) {
             let before = Work::of(&alone)?;
             turns.alone.push(measure(&alone_bed, args, clients, pipeline, part)?);
             turns.alone_work.add(before, Work::of(&alone)?);
@@ -158,7 +166,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let pingpong_us = median(pings);
     let loads: Vec<_> =
-        LOADS.iter().zip(&turns).map(|((name, ..), turns)| compare(name, turns, pingpong_us)).collect();
+        all.iter().zip(&turns).map(|((name, ..), turns)| compare(name, turns, pingpong_us)).collect();
     let busy = || loads.iter().filter(|load| load.load != "single");
     let fast = busy().all(|load| load.set_ratio >= 0.90 && load.get_ratio >= 0.90);
     let prompt = loads.iter().all(|load| load.added_over_pingpong <= 1.3);
@@ -183,23 +191,29 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn tell(report: &Report) -> Result<()> {
     println!("bare ping-pong over the log's cable: p50 {:.1} us", report.pingpong_us);
     println!(
-        "               alone SET/s  alone GET/s   ratio SET  ratio GET   added p50   / ping-pong   exits  packets/frame"
+        "               alone SET/s  alone GET/s   ratio SET (quartiles)     ratio GET (quartiles)   added p50   / ping-pong   exits  packets/frame"
     );
     for load in &report.loads {
         println!(
-            "{:<12} {:>13.0} {:>12.0} {:>11.3} {:>10.3} {:>8.0} us {:>13.2} {:>7.2} {:>14.1}",
+            "{:<12} {:>13.0} {:>12.0} {:>11.3} ({:.2} {:.2}) {:>13.3} ({:.2} {:.2}) {:>8.0} us {:>13.2} {:>7.2} {:>14.1}",
             load.load,
             load.alone_set_per_s,
             load.alone_get_per_s,
             load.set_ratio,
+            load.set_quartiles[0],
+            load.set_quartiles[1],
             load.get_ratio,
+            load.get_quartiles[0],
+            load.get_quartiles[1],
             load.added_p50_us,
             load.added_over_pingpong,
             load.exits_ratio,
             load.packets_per_frame
         );
     }
-    println!("targets                                        0.90       0.90                       1.3");
+    println!(
+        "targets                                        0.90                      0.90                              1.3"
+    );
     println!(
         "outputs were held for the log {:.0} us (p50), {:.0} us (p99); {} forced stops",
         report.output_delay_us_p50, report.output_delay_us_p99, report.forced_stops
@@ -225,18 +239,20 @@ fn compare(load: &'static str, turns: &Turns, pingpong_us: f64) -> Compared {
     };
     let of_each = |command: Command, what: fn(Figure, Figure) -> f64| {
         let both = turns.alone.iter().zip(&turns.pair);
-        median(both.map(|(alone, pair)| what(command(alone), command(pair))).collect())
+        quartiles(both.map(|(alone, pair)| what(command(alone), command(pair))).collect())
     };
     let ratio = |command| of_each(command, |alone, pair| pair.rate / alone.rate);
-    let added = |command| of_each(command, |alone, pair| pair.p50_us - alone.p50_us);
+    let added = |command| of_each(command, |alone, pair| pair.p50_us - alone.p50_us)[1];
     let (set, get): (Command, Command) = (|figures| figures.set, |figures| figures.get);
     let added_p50_us = added(set).max(added(get));
     Compared {
         load,
         alone_set_per_s: alone(set, |figure| figure.rate),
         alone_get_per_s: alone(get, |figure| figure.rate),
-        set_ratio: ratio(set),
-        get_ratio: ratio(get),
+        set_ratio: ratio(set)[1],
+        get_ratio: ratio(get)[1],
+        set_quartiles: [ratio(set)[0], ratio(set)[2]],
+        get_quartiles: [ratio(get)[0], ratio(get)[2]],
         added_p50_us,
         added_over_pingpong: added_p50_us / pingpong_us,
         exits_ratio: turns.pair_work.exits as f64 / turns.alone_work.exits as f64,

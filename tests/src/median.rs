@@ -2,9 +2,15 @@
 
 /// The middle one, of an even number the upper of the two; not a number if there is none.
 #[must_use]
-pub fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(values: Vec<f64>) -> f64 {
+    quartiles(values)[1]
+}
+
+/// The ones a quarter, a half and three quarters of the way up; not numbers if there is none.
+#[must_use]
+pub fn quartiles(mut values: Vec<f64>) -> [f64; 3] {
     values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    [1, 2, 3].map(|quarter| values.get(values.len() * quarter / 4).copied().unwrap_or(f64::NAN))
 }
 
 #[cfg(test)]
@@ -16,5 +22,7 @@ mod tests {
         assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(vec![4.0, 1.0, 3.0, 2.0]), 3.0);
         assert!(median(Vec::new()).is_nan());
+        assert_eq!(quartiles((0..8).rev().map(f64::from).collect()), [2.0, 4.0, 6.0]);
+        assert_eq!(quartiles(vec![7.0]), [7.0; 3]);
     }
 }
