@@ -26,9 +26,8 @@ impl PageSum {
     /// Sums a page; `None` if it is all zeros.
     #[must_use]
     pub fn of(page: u64, bytes: &[u8]) -> Option<Self> {
-        // By lines: a byte at a time, it costs more than both sums.
-        let is_zero = |line: &[u8]| line.iter().fold(0, |any, byte| any | byte) == 0;
-        if bytes.chunks(LINE).all(is_zero) {
+        // A byte at a time, this costs three times as much as both sums.
+        if bytes == [0; PAGE] {
             return None;
         }
         let mut lines = [0; PAGE / LINE];

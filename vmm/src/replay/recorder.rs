@@ -106,7 +106,8 @@ const OBSERVE: u64 = 50_000_000;
 /// cannot follow further than the last point.
 const IDLE_BOUNDS: u64 = 20;
 
-/// What the guest must compute between two stops is so many bounds at most.
+/// What the guest must compute between two stops, for what the last one took, is so many bounds at most: more than
+/// [`IDLE_BOUNDS`], or that would decide where stops are dear, and take more of the time than [`StopPace::COMPUTES`] allows.
 const STOP_BOUNDS: u64 = 32;
 
 /// Where KVM keeps shadow page tables, a forced stop may become so many pages large, 8 MiB, before the shadow is dropped

@@ -189,8 +189,8 @@ pub(super) struct Exits {
 }
 
 impl Exits {
-    /// Lets one output out, whose turn it is since `turn`, in a round that began at `round`. When it has left.
-    pub(super) fn send(&mut self, held: &Held<'_>, round: Moment, turn: Moment) -> Moment {
+    /// Lets one output out, whose turn it is since `turn`, in a round that began at `round`.
+    pub(super) fn send(&mut self, held: &Held<'_>, round: Moment, turn: Moment) {
         let request = |op| DiskRequest { disk: held.device, tag: held.tag, op };
         match held.kind {
             kind::PACKET => {
@@ -207,7 +207,6 @@ impl Exits {
         }
         let (sequence, left) = (held.sequence, now());
         self.delays.left(Leaving { sequence, kick: held.kick, made: held.made, round, turn, left });
-        left
     }
 
     /// Issues a disk request.

@@ -363,8 +363,7 @@ impl Loop {
 
     /// Lets out what may leave.
     fn release(&mut self) {
-        // Its departure is the next one's turn.
-        let (mut round, mut last) = (None, None);
+        let mut round = None;
         while let Some(held) = self.s.gate.front() {
             let number = match self.bound {
                 Some(number) => number,
@@ -373,14 +372,13 @@ impl Loop {
                     Err(_) => return,
                 },
             };
-            // A look of its own, as late as can be: a process that is stopped between it and the packet sends that one
-            // when it goes on, however late. With the departure above in its place, one of 22 in a torture did.
-            let now = now();
-            let turn = last.unwrap_or(now);
-            if self.s.side.releasable(now) <= number {
+            // As late as can be: a process that is stopped between this look and the packet sends that one when it goes
+            // on, however late. With the departure of the output before in its place, one of 22 in a torture did.
+            let turn = now();
+            if self.s.side.releasable(turn) <= number {
                 return;
             }
-            last = Some(self.s.exits.send(&held, *round.get_or_insert(turn), turn));
+            self.s.exits.send(&held, *round.get_or_insert(turn), turn);
             self.s.gate.take();
             self.s.side.released(number + 1);
             self.bound = None;
