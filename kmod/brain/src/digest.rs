@@ -8,24 +8,24 @@
 use super::instruction::Instruction;
 use super::trap::RSP;
 
-/// Odd, with as many ones as zeros in each byte pair: any such number does.
-const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Odd, with as many ones as zeros in each byte pair: any such numbers do.
+const FACTORS: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f];
 
-/// Mixes one word in: 128-bit product folded onto itself, of operands that depend on all that came before.
-const fn mix(digest: u64, word: u64) -> u64 {
-    let product = (digest ^ word ^ FACTOR) as u128 * ((digest.rotate_left(32) ^ FACTOR) | 1) as u128;
-    (product as u64) ^ ((product >> 64) as u64) ^ word.rotate_left(17)
+/// Mixes two words in: a 128-bit product folded onto itself, of operands that depend on all that came before. The words
+/// are added once more, so that each counts also where the other makes its operand zero.
+const fn mix(digest: u64, one: u64, two: u64) -> u64 {
+    let product = (digest ^ one ^ FACTORS[0]) as u128 * (digest.rotate_left(32) ^ two ^ FACTORS[1]) as u128;
+    (product as u64) ^ ((product >> 64) as u64) ^ one.rotate_left(17).wrapping_add(two)
 }
 
 /// Folds one captured instruction, before it is executed, and the value that it is going to read into the digest of
-/// those before it. RSP is left out, which VMX does not keep with the other registers.
+/// those before it. RSP is left out, which VMX does not keep with the other registers; RIP stands in its place.
 #[must_use]
 pub fn fold(digest: u64, instruction: &Instruction<'_>, value: u64) -> u64 {
-    let mut digest = mix(mix(mix(digest, instruction.word()), value), instruction.rip);
-    for (number, word) in instruction.registers.iter().enumerate() {
-        if number != RSP {
-            digest = mix(digest, *word);
-        }
+    let mut digest = mix(digest, instruction.word(), value);
+    let (pairs, _) = instruction.registers.as_chunks::<2>();
+    for (number, [one, two]) in pairs.iter().enumerate() {
+        digest = mix(digest, if number == RSP / 2 { instruction.rip } else { *one }, *two);
     }
     digest
 }

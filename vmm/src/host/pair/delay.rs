@@ -54,23 +54,60 @@ pub(super) struct Leaving {
     /// When the guest kicked it off, and when it was made.
     pub(super) kick: Moment,
     pub(super) made: Moment,
-    /// When the round of releases began, when it was its turn, and when it had left.
+    /// When the round of releases began, and when it was its turn.
     pub(super) round: Moment,
     pub(super) turn: Moment,
-    pub(super) left: Moment,
 }
 
 /// Decimal digits that are told apart. With three, the counts of all histograms are larger than a core's cache, and each
 /// output pays for ten misses.
 const DIGITS: u8 = 2;
 
-/// Distributions of the outputs' delays, in nanoseconds. Allocated once.
+/// A distribution in nanoseconds, and how often its newest value came in a row: outputs that one exit made share most of
+/// their spans, and a look into a histogram for each of ten of them would cost an output a tenth of its way into the network.
+#[derive(Debug)]
+struct Spans {
+    histogram: Histogram<u32>,
+    newest: u64,
+    /// Not in the histogram yet.
+    times: u64,
+}
+
+impl Spans {
+    fn new() -> Result<Self, CreationError> {
+        Ok(Self { histogram: Histogram::new_with_max(LONGEST, DIGITS)?, newest: 0, times: 0 })
+    }
+
+    fn record(&mut self, nanos: u64) {
+        if nanos != self.newest {
+            self.settle();
+            self.newest = nanos;
+        }
+        self.times += 1;
+    }
+
+    /// The distribution of all that was recorded.
+    fn settle(&mut self) -> &Histogram<u32> {
+        if self.times > 0 {
+            self.histogram.saturating_record_n(self.newest, u32::try_from(self.times).unwrap_or(u32::MAX));
+            self.times = 0;
+        }
+        &self.histogram
+    }
+
+    /// A quantile in microseconds.
+    fn micros(&mut self, quantile: f64) -> f64 {
+        self.settle().value_at_quantile(quantile) as f64 / 1e3
+    }
+}
+
+/// Distributions of the outputs' delays. Allocated once.
 #[derive(Debug)]
 pub(super) struct Delays {
-    held: Histogram<u32>,
-    total: Histogram<u32>,
-    own: Histogram<u32>,
-    stages: [Histogram<u32>; STAGES.len()],
+    held: Spans,
+    total: Spans,
+    own: Spans,
+    stages: [Spans; STAGES.len()],
     acks: VecDeque<Seen>,
 }
 
@@ -80,7 +117,7 @@ impl Delays {
     /// # Errors
     /// Never, with these bounds.
     pub(super) fn new() -> Result<Self, CreationError> {
-        let new = || Histogram::new_with_max(LONGEST, DIGITS);
+        let new = Spans::new;
         Ok(Self {
             held: new()?,
             total: new()?,
@@ -101,9 +138,9 @@ impl Delays {
         self.acks.push_back(Seen { sequence, closed, encoded, flushed: flushed.unwrap_or(encoded), at });
     }
 
-    /// An output leaves.
-    pub(super) fn left(&mut self, output: Leaving) {
-        let Leaving { sequence, kick, made, round, turn, left } = output;
+    /// An output has left.
+    pub(super) fn left(&mut self, output: Leaving, left: Moment) {
+        let Leaving { sequence, kick, made, round, turn } = output;
         let first = self.acks.partition_point(|ack| ack.sequence < sequence);
         let [closed, encoded, flushed, seen] = match self.acks.get(first) {
             Some(ack) => [ack.closed, ack.encoded, ack.flushed, ack.at.unwrap_or(made)],
@@ -117,35 +154,35 @@ impl Delays {
             until.since(std::mem::replace(&mut from, until))
         });
         let free = seen.max(closed).max(flushed).max(made);
-        self.held.saturating_record(free.since(made));
-        self.total.saturating_record(left.since(kick));
+        self.held.record(free.since(made));
+        self.total.record(left.since(kick));
         let [.., queue, _] = spans;
-        self.own.saturating_record(left.since(kick).saturating_sub(queue));
+        self.own.record(left.since(kick).saturating_sub(queue));
         for (stage, span) in self.stages.iter_mut().zip(spans) {
-            stage.saturating_record(span);
+            stage.record(span);
         }
     }
 
     /// What there is to tell; `None` before the first output.
-    pub(super) fn told(&self) -> Option<OutputDelay> {
-        let micros =
-            |histogram: &Histogram<u32>, quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
-        (!self.held.is_empty()).then(|| OutputDelay {
-            count: self.held.len(),
-            p50_us: micros(&self.held, 0.5),
-            p99_us: micros(&self.held, 0.99),
-            max_us: self.held.max() as f64 / 1e3,
-            total_p50_us: micros(&self.total, 0.5),
-            total_p99_us: micros(&self.total, 0.99),
-            own_p50_us: micros(&self.own, 0.5),
-            own_p99_us: micros(&self.own, 0.99),
+    pub(super) fn told(&mut self) -> Option<OutputDelay> {
+        let held = self.held.settle();
+        let (count, max_us) = (held.len(), held.max() as f64 / 1e3);
+        (count > 0).then(|| OutputDelay {
+            count,
+            p50_us: self.held.micros(0.5),
+            p99_us: self.held.micros(0.99),
+            max_us,
+            total_p50_us: self.total.micros(0.5),
+            total_p99_us: self.total.micros(0.99),
+            own_p50_us: self.own.micros(0.5),
+            own_p99_us: self.own.micros(0.99),
             stages: STAGES
                 .iter()
-                .zip(&self.stages)
+                .zip(&mut self.stages)
                 .map(|(name, spans)| OutputStage {
                     name: (*name).to_owned(),
-                    p50_us: micros(spans, 0.5),
-                    p99_us: micros(spans, 0.99),
+                    p50_us: spans.micros(0.5),
+                    p99_us: spans.micros(0.99),
                 })
                 .collect(),
         })
@@ -160,14 +197,14 @@ mod tests {
         Moment::from_nanos(micros * 1000)
     }
 
-    fn stages(delays: &Delays) -> Vec<u64> {
+    fn stages(delays: &mut Delays) -> Vec<u64> {
         let told = delays.told().unwrap();
         told.stages.iter().map(|stage| stage.p50_us.round() as u64).collect()
     }
 
-    fn leaving(sequence: u64, times: [u64; 5]) -> Leaving {
+    fn leave(delays: &mut Delays, sequence: u64, times: [u64; 5]) {
         let [kick, made, round, turn, left] = times.map(at);
-        Leaving { sequence, kick, made, round, turn, left }
+        delays.left(Leaving { sequence, kick, made, round, turn }, left);
     }
 
     #[test]
@@ -177,8 +214,8 @@ mod tests {
         marks.encoded(7, at(131));
         marks.flushed(7, at(140));
         delays.acknowledged(7, at(130), Some(at(180)), &marks);
-        delays.left(leaving(7, [100, 120, 181, 184, 190]));
-        assert_eq!(stages(&delays), [30, 1, 9, 40, 1, 3, 6]);
+        leave(&mut delays, 7, [100, 120, 181, 184, 190]);
+        assert_eq!(stages(&mut delays), [30, 1, 9, 40, 1, 3, 6]);
         let told = delays.told().unwrap();
         assert_eq!([told.p50_us, told.total_p50_us, told.own_p50_us].map(f64::round), [60.0, 90.0, 87.0]);
     }
@@ -187,8 +224,8 @@ mod tests {
     fn without_a_note_of_the_batch_the_time_is_the_wires() {
         let (mut delays, marks) = (Delays::new().unwrap(), Marks::new());
         delays.acknowledged(7, at(130), Some(at(180)), &marks);
-        delays.left(leaving(7, [100, 120, 110, 184, 190]));
-        assert_eq!(stages(&delays), [30, 0, 0, 50, 0, 4, 6]);
+        leave(&mut delays, 7, [100, 120, 110, 184, 190]);
+        assert_eq!(stages(&mut delays), [30, 0, 0, 50, 0, 4, 6]);
     }
 
     #[test]
@@ -197,26 +234,26 @@ mod tests {
         marks.encoded(7, at(82));
         marks.flushed(7, at(90));
         delays.acknowledged(7, at(80), Some(at(130)), &marks);
-        delays.left(leaving(7, [100, 120, 131, 131, 132]));
-        assert_eq!(stages(&delays), [20, 0, 0, 10, 1, 0, 1]);
+        leave(&mut delays, 7, [100, 120, 131, 131, 132]);
+        assert_eq!(stages(&mut delays), [20, 0, 0, 10, 1, 0, 1]);
         // The ack was there when somebody looked: the output had waited for the look alone.
         delays.acknowledged(8, at(180), None, &marks);
-        delays.left(leaving(8, [200, 220, 230, 230, 231]));
+        leave(&mut delays, 8, [200, 220, 230, 230, 231]);
         assert_eq!(delays.told().unwrap().count, 2);
-        assert_eq!(delays.held.min(), 0);
+        assert_eq!(delays.held.settle().min(), 0);
     }
 
     #[test]
     fn an_ack_covers_all_before_it_and_no_ack_means_no_wait() {
         let (mut delays, marks) = (Delays::new().unwrap(), Marks::new());
-        delays.left(leaving(0, [1, 2, 3, 3, 3]));
-        assert_eq!(delays.held.max(), 0);
+        leave(&mut delays, 0, [1, 2, 3, 3, 3]);
+        assert_eq!(delays.held.settle().max(), 0);
         for sequence in 1..=ACKS as u64 + 10 {
             let (sent, seen) = (at(10 * sequence), at(10 * sequence + 5));
             delays.acknowledged(2 * sequence, sent, Some(seen), &marks);
         }
         assert_eq!(delays.acks.len(), ACKS);
-        delays.left(leaving(101, [500, 505, 600, 600, 600]));
-        assert!(delays.held.max() >= 9_000, "the ack of frame 102 came at 515");
+        leave(&mut delays, 101, [500, 505, 600, 600, 600]);
+        assert!(delays.held.settle().max() >= 9_000, "the ack of frame 102 came at 515");
     }
 }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use tandem_logchan::ring::{self, Consumer, Producer};
 
-use super::clock::now;
 use super::delay::{Delays, Leaving};
 use crate::host::io::disk::Disks;
 use crate::host::io::terminal::Terminal;
@@ -57,7 +56,7 @@ pub(super) struct Held<'a> {
     /// The log frame that it waits for.
     pub(super) sequence: u64,
     /// When it was made.
-    pub(super) made: Moment,
+    made: Moment,
     /// When the guest kicked it off.
     kick: Moment,
     kind: u8,
@@ -66,6 +65,13 @@ pub(super) struct Held<'a> {
     offset: u64,
     len: u32,
     data: &'a [u8],
+}
+
+impl Held<'_> {
+    /// Its way, when it has its turn at `turn`, in a round of releases that began at `round`.
+    pub(super) const fn leaving(&self, round: Moment, turn: Moment) -> Leaving {
+        Leaving { sequence: self.sequence, kick: self.kick, made: self.made, round, turn }
+    }
 }
 
 /// A gate for a machine with so many disks.
@@ -189,8 +195,8 @@ pub(super) struct Exits {
 }
 
 impl Exits {
-    /// Lets one output out, whose turn it is since `turn`, in a round that began at `round`.
-    pub(super) fn send(&mut self, held: &Held<'_>, round: Moment, turn: Moment) {
+    /// Lets one output out. Tell [`Exits::delays`] when it has left.
+    pub(super) fn send(&mut self, held: &Held<'_>) {
         let request = |op| DiskRequest { disk: held.device, tag: held.tag, op };
         match held.kind {
             kind::PACKET => {
@@ -205,8 +211,6 @@ impl Exits {
             kind::WRITE => self.issue(&request(DiskOp::Write { offset: held.offset, data: held.data })),
             _ => self.issue(&request(DiskOp::Flush)),
         }
-        let (sequence, left) = (held.sequence, now());
-        self.delays.left(Leaving { sequence, kick: held.kick, made: held.made, round, turn, left });
     }
 
     /// Issues a disk request.

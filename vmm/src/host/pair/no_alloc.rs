@@ -124,11 +124,12 @@ impl Beyond {
                     Err(_) => return,
                 },
             };
-            let now = now();
-            if self.side.releasable(now) <= number {
+            let turn = now();
+            if self.side.releasable(turn) <= number {
                 return;
             }
-            self.exits.send(&held, Moment::from_nanos(0), Moment::from_nanos(0));
+            self.exits.send(&held);
+            self.exits.delays.left(held.leaving(turn, turn), now());
             self.gate.take();
             self.side.released(number + 1);
             self.bound = None;

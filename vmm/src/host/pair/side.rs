@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::beacon::Beacon;
 use super::claims::Claims;
 use super::clock::now;
+use super::delay::Leaving;
 use super::gated::{Exits, GateReceiver};
 use super::lag::Lag;
 use super::shared::{News, Order, Shared};
@@ -135,10 +136,12 @@ pub(super) fn run(thread: SideThread, actions: &Actions) -> Result<PairEnded, Pa
             this.on(now, Event::Tick);
         }
         this.release();
-        this.show();
+        if this.s.board.is_due(now) {
+            this.show(false);
+        }
     }
     this.s.exits.terminal.flush();
-    this.s.board.show(&this.s, true);
+    this.show(true);
     Ok(this.ended.unwrap_or(PairEnded::Failed))
 }
 
@@ -363,33 +366,40 @@ impl Loop {
 
     /// Lets out what may leave.
     fn release(&mut self) {
-        let mut round = None;
+        let mut leaving: Option<Leaving> = None;
         while let Some(held) = self.s.gate.front() {
             let number = match self.bound {
                 Some(number) => number,
                 None => match self.s.side.bind(held.sequence) {
                     Ok(number) => *self.bound.insert(number),
-                    Err(_) => return,
+                    Err(_) => break,
                 },
             };
             // As late as can be: a process that is stopped between this look and the packet sends that one when it goes
             // on, however late. With the departure of the output before in its place, one of 22 in a torture did.
             let turn = now();
-            if self.s.side.releasable(turn) <= number {
-                return;
+            let round = leaving.map_or(turn, |before| before.round);
+            if let Some(before) = leaving.take() {
+                self.s.exits.delays.left(before, turn);
             }
-            self.s.exits.send(&held, *round.get_or_insert(turn), turn);
+            if self.s.side.releasable(turn) <= number {
+                break;
+            }
+            self.s.exits.send(&held);
+            leaving = Some(held.leaving(round, turn));
             self.s.gate.take();
             self.s.side.released(number + 1);
             self.bound = None;
         }
+        if let Some(last) = leaving {
+            self.s.exits.delays.left(last, now());
+        }
         self.s.exits.terminal.flush();
     }
 
-    fn show(&mut self) {
-        if self.s.board.is_due(now()) {
-            self.s.board.show(&self.s, false);
-        }
+    fn show(&mut self, ended: bool) {
+        let output_delay = self.s.exits.delays.told();
+        self.s.board.show(&self.s, output_delay, ended);
     }
 
     fn perform(&mut self, actions: &Actions) {

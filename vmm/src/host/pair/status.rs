@@ -11,7 +11,7 @@ use super::clock::now;
 use super::shared::Shared;
 use super::side::{Channel, SideThread};
 use crate::host::config::Config;
-use crate::host::control::{Lag, Peer, Role, Status, StatusSource};
+use crate::host::control::{Lag, OutputDelay, Peer, Role, Status, StatusSource};
 use crate::host::lock;
 use crate::host::vcpu::counters::LogRates;
 use crate::role::Moment;
@@ -106,7 +106,7 @@ impl Board {
     }
 
     /// Renews the status.
-    pub(super) fn show(&self, side: &SideThread, ended: bool) {
+    pub(super) fn show(&self, side: &SideThread, output_delay: Option<OutputDelay>, ended: bool) {
         let now = now();
         let mut own = lock(&self.own);
         own.shown = now;
@@ -121,7 +121,7 @@ impl Board {
             peer.alive = own.heard.is_some_and(|at| now.since(at) < own.patience);
         }
         status.lag = self.lag_now(&own, side);
-        status.output_delay = side.exits.delays.told();
+        status.output_delay = output_delay;
         status.frames = self.shared.sent.load(Ordering::Relaxed);
         status.held_back_ms = self.shared.paused.load(Ordering::Relaxed) as f64 / 1e6;
         status.held_outputs = side.side.gate().held();
