@@ -6,6 +6,7 @@
 use clap::{Parser, Subcommand};
 
 mod channel;
+mod cpu;
 mod kmod;
 mod linux;
 mod log;

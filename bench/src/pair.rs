@@ -1,10 +1,10 @@
 //! A protected VM against the same VM alone: redis-benchmark's throughput and latency.
 //!
 //! Clients and primary share a core and the backup has another, as two hosts would; the unprotected VM
-//! runs on the first. Both are up all the time, and take turns of a second or two: a machine whose speed drifts
-//! is about as fast for both halves of a turn. What is told is the median over the turns of each turn's ratio. In
-//! each turn a bare ping-pong crosses the log's cable from core to core: the round trip that the Output
-//! Rule costs a reply at least.
+//! runs on the first. They take turns of seconds, each alone on the machine: a machine whose speed drifts is about as fast for
+//! both halves of a turn, and a pair that idles costs more than an idle VM, so neither may be up while the other is
+//! measured. What is told is the median over the turns of each turn's ratio. In each turn a bare ping-pong crosses the log's
+//! cable from core to core: the round trip that the Output Rule costs a reply at least.
 
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
@@ -18,9 +18,10 @@ use tandem_tests::lab::{self, BACKUP, Host};
 use tandem_tests::median::{median, middle_mean, quartiles};
 use tandem_tests::redis_benchmark::{self, Figure, Figures, Load};
 use tandem_tests::side::Side;
-use tandem_vmm::host::control::OutputStage;
+use tandem_vmm::host::control::{OutputDelay, OutputStage};
 use tandem_vmm::host::shutdown::Shutdown;
 
+use crate::cpu;
 use crate::memory::{MEMORY, memory_beside_the_guest};
 use crate::pin;
 use crate::pingpong::PingPong;
@@ -30,6 +31,9 @@ const FRAME: usize = 256;
 /// Round trips per turn.
 const TRIPS: usize = 3000;
 
+/// Before a load is measured, this part of it goes by: a new VM has not touched its memory yet.
+const WARM_UP: u64 = 5;
+
 /// Loads: name in the report, connections, pipeline, and which part of the requests.
 const LOADS: [(&str, u32, u32, u64); 3] = [("p1", 50, 1, 1), ("p16", 50, 16, 0), ("single", 1, 1, 10)];
 
@@ -37,10 +41,10 @@ const LOADS: [(&str, u32, u32, u64); 3] = [("p1", 50, 1, 1), ("p16", 50, 16, 0),
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Turns alone and turns protected.
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 40)]
     turns: u32,
     /// Requests per test at pipeline 1; ten times as many at pipeline 16, a tenth from a single client.
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 10_000)]
     requests: u64,
     /// Only this load
     #[arg(long, value_parser = LOADS.map(|load| load.0))]
@@ -73,20 +77,21 @@ struct Half {
     frames: u64,
     /// That the clients sent.
     packets: u64,
+    /// Of the clients and the VM's process.
+    cpu: Duration,
 }
 
 impl Half {
     /// One more turn, of the VM that `side` runs.
     fn turn(&mut self, bed: &Bed, side: &Side, load: Load) -> Result<()> {
         ensure!(!bed.interrupted().requested(), "interrupted");
+        measure(bed, Load { requests: load.requests / WARM_UP, ..load })?;
         let done = || side.status().map(|status| (status.exits.values().sum::<u64>(), status.frames));
+        let pid = side.process.pid();
         let (exits, frames) = done()?;
-        self.figures.push(redis_benchmark::measure(
-            bed.lab.client(),
-            bed.server(),
-            load,
-            bed.patience(60.0),
-        )?);
+        let cpu = (cpu::of_process(pid)?, cpu::of_children());
+        self.figures.push(measure(bed, load)?);
+        self.cpu += cpu::of_process(pid)? - cpu.0 + (cpu::of_children() - cpu.1);
         let after = done()?;
         self.exits += after.0 - exits;
         self.frames += after.1 - frames;
@@ -94,6 +99,10 @@ impl Half {
         self.packets += 2 * load.requests / u64::from(load.pipeline);
         Ok(())
     }
+}
+
+fn measure(bed: &Bed, load: Load) -> Result<Figures> {
+    redis_benchmark::measure(bed.lab.client(), bed.server(), load, bed.patience(60.0))
 }
 
 /// One load in the report.
@@ -114,6 +123,9 @@ struct Compared {
     exits_ratio: f64,
     /// Of what the clients sent, packets in a log frame.
     packets_per_frame: f64,
+    /// CPU time of clients and primary, by that of clients and the VM alone: what the throughput is where a core is
+    /// full, and less noisy.
+    cpu_ratio: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -143,30 +155,42 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     ensure!(redis_benchmark::is_installed(), "redis-benchmark is missing: install redis-tools");
     let spec = Spec { name: "bench".to_owned(), guest: Guest::Embedded, pace: Pace::NATIVE };
-    // A lab for each VM: both are there all the time, and one idles while the other is measured.
-    let new = |spec| Bed::new("bench", Program::tandem()?, spec, Shutdown::on_signals()?);
-    let (mut alone_bed, mut pair_bed) = (new(spec.clone())?, new(spec)?);
-    let alone = alone_bed.alone().context("the unprotected VM")?;
-    let pair = pair_bed.pair().context("the protected pair")?;
+    let mut bed = Bed::new("bench", Program::tandem()?, spec, Shutdown::on_signals()?)?;
     let all: Vec<_> =
         LOADS.into_iter().filter(|load| args.only.as_ref().is_none_or(|only| only == load.0)).collect();
     let mut turns: Vec<_> = all.iter().map(|_| Turns::default()).collect();
-    let mut pings = Vec::new();
+    let (mut pings, mut delays) = (Vec::new(), Vec::new());
+    let (mut forced_stops, mut memory) = (0, 0.0f64);
+    let load = |&(_, clients, pipeline, part): &(_, u32, u32, u64)| Load {
+        requests: args.requests(part),
+        clients,
+        pipeline,
+    };
     for turn in 1..=args.turns {
         eprintln!("turn {turn} of {}", args.turns);
-        pings.push(ping_pong(&pair_bed)?);
-        for (&(_, clients, pipeline, part), turns) in all.iter().zip(&mut turns) {
-            let load = Load { requests: args.requests(part), clients, pipeline };
-            turns.alone.turn(&alone_bed, &alone, load)?;
-            turns.pair.turn(&pair_bed, &pair.primary, load)?;
+        pings.push(ping_pong(&bed)?);
+        let alone = bed.alone().context("the unprotected VM")?;
+        for (kind, turns) in all.iter().zip(&mut turns) {
+            turns.alone.turn(&bed, &alone, load(kind))?;
+        }
+        drop(alone);
+        let pair = bed.pair().context("the protected pair")?;
+        for (kind, turns) in all.iter().zip(&mut turns) {
+            turns.pair.turn(&bed, &pair.primary, load(kind))?;
+        }
+        let status = pair.primary.status()?;
+        delays.push(status.output_delay.context("no output was held")?);
+        forced_stops += status.forced_stops;
+        for side in [&pair.primary, &pair.backup] {
+            memory = memory.max(memory_beside_the_guest(side.process.pid())?);
         }
     }
-    let status = pair.primary.status()?;
-    let delay = status.output_delay.context("no output was held")?;
-    let mut memory = 0.0f64;
-    for side in [&pair.primary, &pair.backup] {
-        memory = memory.max(memory_beside_the_guest(side.process.pid())?);
-    }
+    let delay = |what: fn(&OutputDelay) -> f64| median(delays.iter().map(what).collect());
+    let stage = |number: usize| OutputStage {
+        name: delays[0].stages[number].name.clone(),
+        p50_us: median(delays.iter().map(|delay| delay.stages[number].p50_us).collect()),
+        p99_us: median(delays.iter().map(|delay| delay.stages[number].p99_us).collect()),
+    };
     let pingpong_us = median(pings);
     let loads: Vec<_> =
         all.iter().zip(&turns).map(|((name, ..), turns)| compare(name, turns, pingpong_us)).collect();
@@ -177,10 +201,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let report = Report {
         bench: "pair",
         pingpong_us,
-        output_delay_us_p50: delay.p50_us,
-        output_delay_us_p99: delay.p99_us,
-        output_stages: delay.stages,
-        forced_stops: status.forced_stops,
+        output_delay_us_p50: delay(|delay| delay.p50_us),
+        output_delay_us_p99: delay(|delay| delay.p99_us),
+        output_stages: (0..delays[0].stages.len()).map(stage).collect(),
+        forced_stops,
         memory_mib: memory,
         missed: [("throughput", fast), ("latency", prompt), ("memory", small)]
             .into_iter()
@@ -194,11 +218,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn tell(report: &Report) -> Result<()> {
     println!("bare ping-pong over the log's cable: p50 {:.1} us", report.pingpong_us);
     println!(
-        "               alone SET/s  alone GET/s   ratio SET (quartiles)     ratio GET (quartiles)   added p50   / ping-pong   exits  packets/frame"
+        "               alone SET/s  alone GET/s   ratio SET (quartiles)     ratio GET (quartiles)   added p50   / ping-pong   exits  packets/frame  CPU"
     );
     for load in &report.loads {
         println!(
-            "{:<12} {:>13.0} {:>12.0} {:>11.3} ({:.2} {:.2}) {:>13.3} ({:.2} {:.2}) {:>8.0} us {:>13.2} {:>7.2} {:>14.1}",
+            "{:<12} {:>13.0} {:>12.0} {:>11.3} ({:.2} {:.2}) {:>13.3} ({:.2} {:.2}) {:>8.0} us {:>13.2} {:>7.2} {:>14.1} {:>4.3}",
             load.load,
             load.alone_set_per_s,
             load.alone_get_per_s,
@@ -211,7 +235,8 @@ fn tell(report: &Report) -> Result<()> {
             load.added_p50_us,
             load.added_over_pingpong,
             load.exits_ratio,
-            load.packets_per_frame
+            load.packets_per_frame,
+            load.cpu_ratio
         );
     }
     println!(
@@ -257,6 +282,7 @@ fn compare(load: &'static str, turns: &Turns, pingpong_us: f64) -> Compared {
         added_over_pingpong: added_p50_us / pingpong_us,
         exits_ratio: turns.pair.exits as f64 / turns.alone.exits as f64,
         packets_per_frame: turns.pair.packets as f64 / turns.pair.frames as f64,
+        cpu_ratio: turns.pair.cpu.as_secs_f64() / turns.alone.cpu.as_secs_f64(),
     }
 }
 

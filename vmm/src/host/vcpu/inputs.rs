@@ -17,9 +17,13 @@ use crate::replay::recorder::Inputs;
 use crate::replay::stop_pace::Spent;
 
 use super::clock::HostClock;
+use super::kick::without_kicks;
 
 /// Bytes of the header before each payload.
 const HEADER: usize = 16;
+
+/// A longer wait is spared the kicks: to stop and start them takes two system calls, a kick a signal.
+const SHORT_WAIT: Duration = Duration::from_millis(2);
 
 mod kind {
     pub(super) const PACKET: u8 = 1;
@@ -164,6 +168,13 @@ impl HostInputs {
         Arc::clone(&self.bell)
     }
 
+    /// The time until then, or `most` if that is less; `None`: it has come.
+    fn left(&mut self, until: Option<VirtualTime>, most: Duration) -> Option<Duration> {
+        let Some(until) = until else { return Some(most) };
+        let now = self.clock.now();
+        (until > now).then(|| Duration::from_nanos(until.since(now)).min(most))
+    }
+
     /// Sets the clock: at go-live time goes on from the last logged reading.
     pub fn set_clock(&mut self, clock: HostClock) {
         self.clock = clock;
@@ -233,13 +244,14 @@ impl Inputs for HostInputs {
         if self.pending() || self.bell.leaving() {
             return;
         }
-        let now = self.clock.now();
-        let limit = match until {
-            Some(until) if until <= now => return,
-            Some(until) => Some(Duration::from_nanos(until.since(now))),
-            None => None,
-        };
-        self.bell.bell.wait(seen, limit);
+        let Some(short) = self.left(until, SHORT_WAIT) else { return };
+        self.bell.bell.wait(seen, Some(short));
+        // Nothing came, or a kick has ended it.
+        if self.bell.bell.look() == seen
+            && let Some(long) = self.left(until, Duration::MAX)
+        {
+            without_kicks(|| self.bell.bell.wait(seen, Some(long)));
+        }
     }
 
     fn leave(&mut self) -> bool {

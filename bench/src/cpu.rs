@@ -1,0 +1,56 @@
+//! CPU time of processes: what a load costs, however busy the machine is.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+/// CPU time of all threads of a process that runs.
+///
+/// # Errors
+/// When it does not run, or is another user's.
+pub(crate) fn of_process(pid: u32) -> Result<Duration> {
+    let mut clock = 0;
+    let pid = libc::pid_t::try_from(pid).context("no process")?;
+    // SAFETY: the clock's number is valid for the call.
+    let refused = unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) };
+    anyhow::ensure!(
+        refused == 0,
+        "process {pid} has no CPU clock: {}",
+        std::io::Error::from_raw_os_error(refused)
+    );
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure is valid for the call.
+    let done = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    anyhow::ensure!(done == 0, "process {pid}: {}", std::io::Error::last_os_error());
+    Ok(Duration::new(time.tv_sec.try_into()?, time.tv_nsec.try_into()?))
+}
+
+/// CPU time of this process's children that have ended.
+pub(crate) fn of_children() -> Duration {
+    // SAFETY: all zeros is a valid rusage, and the call fills it.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
+        usage
+    };
+    let time = |time: libc::timeval| {
+        Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_usec.try_into().unwrap_or(0) * 1000)
+    };
+    time(usage.ru_utime) + time(usage.ru_stime)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_computes_has_computed() {
+        let me = std::process::id();
+        let (before, begun) = (of_process(me).unwrap(), std::time::Instant::now());
+        while begun.elapsed() < Duration::from_millis(30) {
+            std::hint::spin_loop();
+        }
+        assert!(of_process(me).unwrap() > before);
+        assert!(of_process(u32::MAX).is_err());
+    }
+}
