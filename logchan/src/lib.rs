@@ -44,6 +44,9 @@ pub mod doorbell;
 // The fixed header around every payload, and its checks.
 pub mod frame;
 
+// Acks that have come and that nobody has taken in yet.
+pub mod glance;
+
 // Who may talk to whom: versions, identity of the machine, pre-shared key.
 pub mod handshake;
 

@@ -12,6 +12,7 @@ use thiserror::Error;
 use crate::ack::{Ack, AckState, Placed};
 use crate::codec::{Encode, EncodeError, Encoder};
 use crate::frame::{ALIGN, Envelope, Flags, Frame, FrameError, HEADER_LEN, Header, Kind, frame_len, seal};
+use crate::glance::AckGlance;
 use crate::loss::Loss;
 use crate::transport::{ReceiveHalf, SendHalf, TransportError, Wake};
 
@@ -327,6 +328,13 @@ impl<R: ReceiveHalf> AckReceiver<R> {
     /// The transport cannot watch descriptors.
     pub fn watch(&mut self, fd: std::os::fd::OwnedFd) -> Result<(), Loss> {
         Ok(self.half.watch(fd)?)
+    }
+
+    /// For looks at acks from another thread. `None`: this transport does not show them.
+    #[must_use]
+    pub fn glance(&self) -> Option<AckGlance> {
+        let glance = self.half.glance()?;
+        Some(AckGlance::new(glance, self.generation, Arc::clone(&self.acks)))
     }
 
     /// Ends a [`Self::poll`] from another thread.

@@ -170,6 +170,12 @@ pub trait ReceiveHalf: Send + fmt::Debug {
         None
     }
 
+    /// For looks, from another thread, at what has come. `None`: the transport cannot be looked into, or what
+    /// it would show is not the stream itself.
+    fn glance(&self) -> Option<Glance> {
+        None
+    }
+
     /// From now on a wait also ends when this descriptor is readable: an epoll descriptor brings a
     /// whole set of them into the same wait.
     ///
@@ -262,6 +268,10 @@ impl<T: ReceiveHalf + ?Sized> ReceiveHalf for Box<T> {
         (**self).placed()
     }
 
+    fn glance(&self) -> Option<Glance> {
+        (**self).glance()
+    }
+
     fn watch(&mut self, fd: OwnedFd) -> Result<(), TransportError> {
         (**self).watch(fd)
     }
@@ -278,6 +288,26 @@ impl<T: Duplex + ?Sized> Duplex for Box<T> {
 
     fn shut(&mut self) -> bool {
         (**self).shut()
+    }
+}
+
+/// Looks, from any thread, at bytes of a [`ReceiveHalf`]'s stream that no wait has taken in yet.
+#[derive(Clone, Debug)]
+pub struct Glance(Arc<OwnedFd>);
+
+impl Glance {
+    pub(crate) const fn new(socket: Arc<OwnedFd>) -> Self {
+        Self(socket)
+    }
+
+    /// Copies the first of these bytes, and leaves them where they are; one system call, which does not wait. How many
+    /// they are: none also where the connection is broken, which the next wait tells.
+    #[must_use]
+    pub fn look(&self, bytes: &mut [u8]) -> usize {
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        // SAFETY: the buffer is valid for its length.
+        let seen = unsafe { libc::recv(self.0.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), flags) };
+        usize::try_from(seen).unwrap_or(0)
     }
 }
 

@@ -102,6 +102,13 @@ impl Gate {
         }
     }
 
+    /// Until when an output may leave without a place in this gate, if all before it have left and its log is acknowledged:
+    /// what [`Self::releasable`] would say of it. Ask anew whenever anything has changed.
+    #[must_use]
+    pub fn leased_until(&self) -> Moment {
+        if self.rule == Rule::Leased { self.lease.until() } else { Moment::ZERO }
+    }
+
     /// All outputs with a number below `number` have left the host: their last byte is sent.
     pub fn released(&mut self, number: u64) {
         self.released = self.released.max(number.min(self.bound));
@@ -199,6 +206,18 @@ mod tests {
         assert_eq!(gate.releasable(at(2)), 1);
         gate.open();
         assert_eq!(gate.releasable(at(2)), 2);
+    }
+
+    #[test]
+    fn an_output_may_pass_by_the_gate_while_it_would_be_let_through() {
+        let mut gate = leased(4);
+        assert_eq!(gate.leased_until(), Moment::ZERO, "no lease");
+        gate.on_echo(at(1), at(1));
+        assert_eq!(gate.leased_until(), at(1) + Timing::default().lease());
+        for rule in [Gate::shut, Gate::open] {
+            rule(&mut gate);
+            assert_eq!(gate.leased_until(), Moment::ZERO);
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::provided::Provided;
 use super::{Receive, TcpConfig, cancel_all, plain_builder, push, register, ring};
 use crate::transport::buffer::{Memory, SendBuffer};
-use crate::transport::{Duplex, ReceiveHalf, TransportError, Wake, Waker};
+use crate::transport::{Duplex, Glance, ReceiveHalf, TransportError, Wake, Waker};
 
 /// Bytes received at most before they are consumed.
 const WINDOW: usize = 256 << 10;
@@ -69,7 +69,7 @@ impl Intake {
 /// Receives, and replies, over one io_uring.
 struct Engine {
     ring: IoUring,
-    _socket: Arc<OwnedFd>,
+    socket: Arc<OwnedFd>,
     waker: Waker,
     /// The window and the wake word. Leaked rather than freed if the kernel may still write to it.
     memory: ManuallyDrop<Memory>,
@@ -118,7 +118,7 @@ impl Engine {
         }
         Ok(Self {
             ring,
-            _socket: socket,
+            socket,
             waker,
             memory: ManuallyDrop::new(memory),
             replies: ManuallyDrop::new(SendBuffer::new(reply_room)),
@@ -412,6 +412,10 @@ macro_rules! receive_half {
 
             fn waker(&self) -> Waker {
                 self.0.waker.clone()
+            }
+
+            fn glance(&self) -> Option<Glance> {
+                Some(Glance::new(Arc::clone(&self.0.socket)))
             }
 
             fn watch(&mut self, fd: OwnedFd) -> Result<(), TransportError> {

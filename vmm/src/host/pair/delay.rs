@@ -138,15 +138,25 @@ impl Delays {
         self.acks.push_back(Seen { sequence, closed, encoded, flushed: flushed.unwrap_or(encoded), at });
     }
 
-    /// An output has left.
+    /// An output has left that waited for its log, or looked whether it had to.
     pub(super) fn left(&mut self, output: Leaving, left: Moment) {
-        let Leaving { sequence, kick, made, round, turn } = output;
-        let first = self.acks.partition_point(|ack| ack.sequence < sequence);
-        let [closed, encoded, flushed, seen] = match self.acks.get(first) {
-            Some(ack) => [ack.closed, ack.encoded, ack.flushed, ack.at.unwrap_or(made)],
+        let first = self.acks.partition_point(|ack| ack.sequence < output.sequence);
+        let log = match self.acks.get(first) {
+            Some(ack) => [ack.closed, ack.encoded, ack.flushed, ack.at.unwrap_or(output.made)],
             // Alone, or so long ago that nobody remembers.
-            None => [made; 4],
+            None => [output.made; 4],
         };
+        self.record(&output, log, left);
+    }
+
+    /// An output has left whose log was acknowledged when it was made.
+    pub(super) fn passed(&mut self, output: Leaving, left: Moment) {
+        self.record(&output, [output.made; 4], left);
+    }
+
+    /// `log`: when the batch that it waited for was closed, encoded, with the network, and seen to be acknowledged.
+    fn record(&mut self, output: &Leaving, log: [Moment; 4], left: Moment) {
+        let (Leaving { kick, made, round, turn, .. }, [closed, encoded, flushed, seen]) = (*output, log);
         // What was over before the output was made cost it nothing.
         let mut from = kick;
         let spans = [closed, encoded, flushed, seen, round, turn, left].map(|until| {

@@ -4,10 +4,13 @@
 //! side thread takes them out, in order, as the gate allows.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use hdrhistogram::errors::CreationError;
 use tandem_logchan::ring::{self, Consumer, Producer};
 
 use super::delay::{Delays, Leaving};
+use super::passage::Left;
 use crate::host::io::disk::Disks;
 use crate::host::io::terminal::Terminal;
 use crate::host::run::open_outputs::report;
@@ -30,6 +33,8 @@ mod kind {
     pub(super) const READ: u8 = 3;
     pub(super) const WRITE: u8 = 4;
     pub(super) const FLUSH: u8 = 5;
+    /// A packet that has left by itself: to be counted.
+    pub(super) const LEFT: u8 = 6;
 }
 
 /// The vCPU thread's end.
@@ -42,12 +47,18 @@ pub(super) struct GateSender {
     kick: Option<Moment>,
     /// Packets lost for want of room.
     lost: u64,
+    /// Outputs put into the ring, and those of them that have left.
+    put: u64,
+    left: Arc<AtomicU64>,
 }
 
 /// The side thread's end.
 #[derive(Debug)]
 pub(super) struct GateReceiver {
     ring: Consumer,
+    left: Arc<AtomicU64>,
+    /// Where the outputs' time goes.
+    pub(super) delays: Delays,
 }
 
 /// One output, at the front of the queue.
@@ -75,12 +86,23 @@ impl Held<'_> {
 }
 
 /// A gate for a machine with so many disks.
-pub(super) fn gate(disks: usize) -> (GateSender, GateReceiver) {
+///
+/// # Errors
+/// As [`Delays::new`].
+pub(super) fn gate(disks: usize) -> Result<(GateSender, GateReceiver), CreationError> {
     let (producer, consumer) = ring::ring(2 * PACKET_ROOM + disks * DISK_ROOM);
-    (
-        GateSender { ring: producer, typed: Vec::with_capacity(4096), kick: None, lost: 0 },
-        GateReceiver { ring: consumer },
-    )
+    let (left, delays) = (Arc::new(AtomicU64::new(0)), Delays::new()?);
+    Ok((
+        GateSender {
+            ring: producer,
+            typed: Vec::with_capacity(4096),
+            kick: None,
+            lost: 0,
+            put: 0,
+            left: Arc::clone(&left),
+        },
+        GateReceiver { ring: consumer, left, delays },
+    ))
 }
 
 impl GateSender {
@@ -96,7 +118,21 @@ impl GateSender {
         slot[32..40].copy_from_slice(&place.1.to_le_bytes());
         slot[40..48].copy_from_slice(&self.kick.unwrap_or(wait.1).as_nanos().to_le_bytes());
         slot[HEADER..].copy_from_slice(data);
+        self.put += u64::from(kind != kind::LEFT);
         self.ring.commit(HEADER + data.len())
+    }
+
+    /// Whether all outputs that were put into the gate have left.
+    pub(super) fn is_empty(&self) -> bool {
+        self.put == self.left.load(Ordering::Acquire)
+    }
+
+    /// A packet that relied on log frame `sequence` has left by itself.
+    pub(super) fn passed(&mut self, sequence: u64, packet: &Left) {
+        let made = Moment::from_nanos(packet.turn.as_nanos() - packet.queued);
+        let way = (packet.turn.as_nanos(), packet.left.as_nanos());
+        // Without room it is not counted.
+        let _ = self.put((kind::LEFT, 0, 0), way, (sequence, made), &[]);
     }
 
     /// The guest kicked off the outputs that follow; or they come of an input, and begin when they are made.
@@ -159,8 +195,19 @@ impl GateSender {
 }
 
 impl GateReceiver {
-    /// The oldest output.
+    /// The oldest output that has not left.
     pub(super) fn front(&mut self) -> Option<Held<'_>> {
+        while *self.ring.front()?.first()? == kind::LEFT {
+            let packet = self.read()?;
+            let (turn, left) = (Moment::from_nanos(packet.tag), Moment::from_nanos(packet.offset));
+            let leaving = packet.leaving(packet.made, turn);
+            self.delays.passed(leaving, left);
+            self.drop_front();
+        }
+        self.read()
+    }
+
+    fn read(&mut self) -> Option<Held<'_>> {
         let (header, data) = self.ring.front()?.split_first_chunk::<HEADER>()?;
         let word = |at: usize| header[at..at + 8].iter().rev().fold(0u64, |w, b| w << 8 | u64::from(*b));
         Some(Held {
@@ -178,6 +225,11 @@ impl GateReceiver {
 
     /// Drops the oldest output: it has left.
     pub(super) fn take(&mut self) {
+        self.left.fetch_add(1, Ordering::Release);
+        self.drop_front();
+    }
+
+    fn drop_front(&mut self) {
         // The sender never sleeps for room.
         let _ = self.ring.release();
     }
@@ -190,12 +242,10 @@ pub(super) struct Exits {
     /// None on a backup.
     pub(super) disks: Option<Disks>,
     pub(super) terminal: Terminal,
-    /// Where the outputs' time goes.
-    pub(super) delays: Delays,
 }
 
 impl Exits {
-    /// Lets one output out. Tell [`Exits::delays`] when it has left.
+    /// Lets one output out. Tell [`GateReceiver::delays`] when it has left.
     pub(super) fn send(&mut self, held: &Held<'_>) {
         let request = |op| DiskRequest { disk: held.device, tag: held.tag, op };
         match held.kind {

@@ -11,6 +11,7 @@ use tandem_logchan::transport::SendHalf;
 use super::PairError;
 use super::clock::now;
 use super::gated::{GateSender, notice};
+use super::passage::Passage;
 use super::shared::{Order, Shared};
 use crate::machine::output::{DiskRequest, Notice, Outputs};
 use crate::replay::batch::{Batch, Traffic};
@@ -29,6 +30,10 @@ pub(super) struct PairLog {
     pub(super) gate: GateSender,
     sender: Option<LogSender<Box<dyn SendHalf>>>,
     shared: Arc<Shared>,
+    /// For packets whose log is acknowledged already.
+    passage: Option<Passage>,
+    /// Outputs went into the gate since the recorder last asked.
+    held: bool,
     /// Outputs wait for the next batch, not for the last one.
     next: bool,
     /// Outputs that somebody waits for, and that wait for the next batch, were made since the last commit.
@@ -45,7 +50,23 @@ impl PairLog {
         sender: Option<LogSender<Box<dyn SendHalf>>>,
         shared: Arc<Shared>,
     ) -> Self {
-        Self { gate, sender, shared, next: true, urgent: false, made: false, last: now().as_nanos() }
+        let last = now().as_nanos();
+        Self {
+            gate,
+            sender,
+            shared,
+            passage: None,
+            held: false,
+            next: true,
+            urgent: false,
+            made: false,
+            last,
+        }
+    }
+
+    /// From now on packets may leave by themselves.
+    pub(super) fn open_passage(&mut self, passage: Passage) {
+        self.passage = Some(passage);
     }
 
     /// The frame after the last one sent. Alone, there is none to wait for.
@@ -79,6 +100,7 @@ impl PairLog {
     /// From now on there is no backup.
     pub(super) fn go_alone(&mut self) {
         self.sender = None;
+        self.passage = None;
         self.gate.seal(0, now());
         self.shared.wake_side();
     }
@@ -109,11 +131,20 @@ impl PairLog {
 impl Outputs for PairLog {
     fn packet(&mut self, nic: u8, frame: &[u8]) {
         let sequence = self.awaited();
+        if !self.next
+            && self.gate.is_empty()
+            && let Some(left) = self.passage.as_mut().and_then(|passage| passage.send(nic, frame, sequence))
+        {
+            self.gate.passed(sequence, &left);
+            return;
+        }
+        self.held = true;
         self.gate.packet(nic, frame, sequence, now());
     }
 
     fn disk(&mut self, request: DiskRequest<'_>) {
         let sequence = self.awaited();
+        self.held = true;
         self.gate.disk(&request, sequence, now());
     }
 
@@ -152,15 +183,22 @@ impl Log for PairLog {
 
     fn kicked(&mut self) {
         self.gate.kicked(Some(now()));
+        if let Some(passage) = &mut self.passage {
+            passage.kicked();
+        }
     }
 
     fn made_outputs(&mut self) -> bool {
-        let made = std::mem::take(&mut self.made);
+        let (made, held) = (std::mem::take(&mut self.made), std::mem::take(&mut self.held));
+        if made && let Some(passage) = &mut self.passage {
+            passage.settle();
+        }
         if made && self.sender.is_some() {
             // Outputs that rely on what was sent before are released on this call; acks alone need not wake
             // the side thread then. Others wait for the ack that it is to wait for.
             let quiet = !self.urgent;
-            if self.shared.quiet.swap(quiet, Ordering::AcqRel) || quiet {
+            let was_quiet = self.shared.quiet.swap(quiet, Ordering::AcqRel);
+            if held && (was_quiet || quiet) {
                 self.shared.wake_side();
             }
         }
@@ -180,6 +218,9 @@ impl Log for PairLog {
                     self.shared.marks.flushed(sent, flushed);
                     self.shared.sent.store(sent, Ordering::Relaxed);
                     self.shared.log_full.store(false, Ordering::Relaxed);
+                    if let Some(passage) = &mut self.passage {
+                        passage.sent(batch.packets());
+                    }
                     self.pause(flushed);
                     return Ok(HEADER_LEN);
                 }

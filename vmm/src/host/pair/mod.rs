@@ -26,6 +26,9 @@ mod lag;
 /// Heartbeats by datagram.
 mod beacon;
 
+/// Packets that leave by themselves: their log is acknowledged when they are made.
+mod passage;
+
 /// Running the machine as the primary does, and as a backup that went live.
 mod lead;
 

@@ -18,7 +18,6 @@ use tandem_logchan::transport::inproc::{InprocDuplex, InprocReceive, link};
 use counting::allocations;
 
 use super::clock::now;
-use super::delay::Delays;
 use super::gated::{Exits, GateReceiver, gate};
 use super::log::PairLog;
 use super::shared::Shared;
@@ -61,7 +60,7 @@ fn primary() -> (PairLog, HostInputs, InputSource, Beyond) {
     let clock = HostClock::continuing(VirtualTime::ZERO);
     let (inputs, [source]) = inputs::<1>(clock, 1 << 20);
     let shared = Arc::new(Shared::new(inputs.bell()));
-    let (gate_sender, gate) = gate(1);
+    let (gate_sender, gate) = gate(1).unwrap();
 
     // Nobody sends heartbeats here: the lease must outlast a busy machine.
     let timing = Timing { heartbeat: 1_000_000_000, missed: 60, ..Timing::default() };
@@ -73,12 +72,11 @@ fn primary() -> (PairLog, HostInputs, InputSource, Beyond) {
     backup.on(now(), Event::Welcomed { generation: 1 });
 
     let terminal = Terminal::new(Some(Box::new(std::io::sink())));
-    let delays = Delays::new().unwrap();
     let beyond = Beyond {
         side,
         bound: None,
         gate,
-        exits: Exits { taps: Vec::new(), disks: None, terminal, delays },
+        exits: Exits { taps: Vec::new(), disks: None, terminal },
         acks: AckReceiver::new(link.receive, 1, state),
         backup,
         receiver,
@@ -129,8 +127,9 @@ impl Beyond {
                 return;
             }
             self.exits.send(&held);
-            self.exits.delays.left(held.leaving(turn, turn), now());
+            let leaving = held.leaving(turn, turn);
             self.gate.take();
+            self.gate.delays.left(leaving, now());
             self.side.released(number + 1);
             self.bound = None;
             self.left += 1;

@@ -18,12 +18,12 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::beacon::Beacon;
 use super::claims::Claims;
 use super::clock::now;
-use super::delay::Delays;
 use super::follow::{Following, follow};
-use super::gated::{Exits, gate};
+use super::gated::{Exits, GateReceiver, GateSender, gate};
 use super::lead::{Leader, lead};
 use super::link::{link, patience};
 use super::log::PairLog;
+use super::passage::Passage;
 use super::shared::{News, Order, Shared};
 use super::side::{self, Channel, SideThread};
 use super::status::{self, Board};
@@ -152,9 +152,11 @@ fn exits(config: &Config) -> Result<Exits, PairError> {
         taps: open_taps(config)?,
         disks: None,
         terminal: Terminal::open(&config.serial.output).map_err(host("open the serial line's output"))?,
-        // Up to a minute; longer waits count as that.
-        delays: Delays::new().map_err(|_| host("make a histogram")(std::io::ErrorKind::Other.into()))?,
     })
+}
+
+fn new_gate(config: &Config) -> Result<(GateSender, GateReceiver), PairError> {
+    gate(config.disks.len()).map_err(|_| host("make a histogram")(std::io::ErrorKind::Other.into()))
 }
 
 /// Runs a primary until it ends.
@@ -182,8 +184,11 @@ pub fn primary(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairEr
     let mut actions = open_generation(&mut side, actions, &parts.claims);
     let beacon = open_beacon(pair, ChannelSide::Primary, &parts)?;
 
-    let (gate_sender, gate_receiver) = gate(config.disks.len());
+    let (gate_sender, gate_receiver) = new_gate(config)?;
     let mut log = PairLog::new(gate_sender, Some(sender), Arc::clone(&wiring.shared));
+    if let Some(acks) = receiver.glance().filter(|_| !parts.timing.placed) {
+        log.open_passage(Passage::new(exits.taps.clone(), acks, Arc::clone(&wiring.shared)));
+    }
     if side.state() == State::Joining {
         actions = side.on(now(), Event::Joined);
         // The backup takes the first frame of the log as its welcome: not before the protocol counts it.
@@ -251,7 +256,7 @@ pub fn backup(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairErr
     let beacon = open_beacon(pair, ChannelSide::Backup, &parts)?;
 
     board.follow(Arc::clone(reader.progress()));
-    let (gate_sender, gate_receiver) = gate(config.disks.len());
+    let (gate_sender, gate_receiver) = new_gate(config)?;
     // The primary is welcome when its log begins: until then it may still be asking the arbiter.
     while receiver.received() == 0 {
         receiver.poll(Some(RETRY))?;

@@ -14,7 +14,6 @@ use vmm_sys_util::eventfd::EventFd;
 use super::beacon::Beacon;
 use super::claims::Claims;
 use super::clock::now;
-use super::delay::Leaving;
 use super::gated::{Exits, GateReceiver};
 use super::lag::Lag;
 use super::shared::{News, Order, Shared};
@@ -34,6 +33,8 @@ use crate::role::side::State;
 use crate::role::{Moment, Side};
 
 mod over;
+
+mod release;
 
 /// The longest sleep: for the status. While there is a peer, the protocol's own deadlines are heartbeats.
 const LONGEST_SLEEP: Duration = Duration::from_millis(50);
@@ -167,6 +168,7 @@ impl Loop {
         let before = self.s.side.state();
         let actions = self.s.side.on(now, event);
         self.perform(&actions);
+        self.publish_lease();
         let after = self.s.side.state();
         if before != after {
             tracing::info!(from = ?before, to = ?after, generation = self.s.side.generation(), "role");
@@ -253,7 +255,7 @@ impl Loop {
         self.s.board.lag(lag);
         let sent = Moment::from_nanos(ack.echo);
         if !self.s.placed {
-            self.s.exits.delays.acknowledged(ack.received, sent, waited.then_some(now), &self.s.shared.marks);
+            self.s.gate.delays.acknowledged(ack.received, sent, waited.then_some(now), &self.s.shared.marks);
         }
         let ack = Ack {
             generation: self.s.generation,
@@ -266,6 +268,7 @@ impl Loop {
         if let Some(actions) = self.s.side.on_ack(now, &ack) {
             self.perform(&actions);
         }
+        self.publish_lease();
         self.release();
     }
 
@@ -364,41 +367,8 @@ impl Loop {
         }
     }
 
-    /// Lets out what may leave.
-    fn release(&mut self) {
-        let mut leaving: Option<Leaving> = None;
-        while let Some(held) = self.s.gate.front() {
-            let number = match self.bound {
-                Some(number) => number,
-                None => match self.s.side.bind(held.sequence) {
-                    Ok(number) => *self.bound.insert(number),
-                    Err(_) => break,
-                },
-            };
-            // As late as can be: a process that is stopped between this look and the packet sends that one when it goes
-            // on, however late. With the departure of the output before in its place, one of 22 in a torture did.
-            let turn = now();
-            let round = leaving.map_or(turn, |before| before.round);
-            if let Some(before) = leaving.take() {
-                self.s.exits.delays.left(before, turn);
-            }
-            if self.s.side.releasable(turn) <= number {
-                break;
-            }
-            self.s.exits.send(&held);
-            leaving = Some(held.leaving(round, turn));
-            self.s.gate.take();
-            self.s.side.released(number + 1);
-            self.bound = None;
-        }
-        if let Some(last) = leaving {
-            self.s.exits.delays.left(last, now());
-        }
-        self.s.exits.terminal.flush();
-    }
-
     fn show(&mut self, ended: bool) {
-        let output_delay = self.s.exits.delays.told();
+        let output_delay = self.s.gate.delays.told();
         self.s.board.show(&self.s, output_delay, ended);
     }
 

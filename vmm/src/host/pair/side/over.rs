@@ -16,7 +16,7 @@ impl Loop {
         self.take_sent();
         let now = now();
         let sent = Moment::from_nanos(placed.stamp);
-        self.s.exits.delays.acknowledged(placed.sequence, sent, waited.then_some(now), &self.s.shared.marks);
+        self.s.gate.delays.acknowledged(placed.sequence, sent, waited.then_some(now), &self.s.shared.marks);
         if let Some(actions) = self.s.side.on_placed(now, self.s.generation, placed.sequence) {
             self.perform(&actions);
         }

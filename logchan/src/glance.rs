@@ -1,0 +1,145 @@
+//! Acks that have come and that nobody has taken in yet.
+//!
+//! The thread that receives acks may sleep while nobody waits for one. Who then needs to know whether a frame is
+//! acknowledged can look for itself, for a system call, where to wake that thread takes two switches between threads.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::ack::{ACK_FRAME_LEN, Ack, AckState};
+use crate::frame::{ALIGN, Frame};
+use crate::transport::Glance;
+
+/// Acks that a look sees at most: more than come between two heartbeats, at each of which they are taken in.
+const ACKS: usize = 64;
+
+/// A frame where it can be read.
+#[repr(align(16))]
+struct Aligned([u8; ACK_FRAME_LEN]);
+
+const _: () = assert!(align_of::<Aligned>() == ALIGN && ACK_FRAME_LEN.is_multiple_of(ALIGN));
+
+/// Looks at acks from another thread than the one that takes them in.
+pub struct AckGlance {
+    glance: Glance,
+    acks: Arc<AckState>,
+    generation: u64,
+    bytes: Box<[u8]>,
+    frame: Aligned,
+}
+
+impl fmt::Debug for AckGlance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AckGlance").field("generation", &self.generation).finish_non_exhaustive()
+    }
+}
+
+impl AckGlance {
+    pub(crate) fn new(glance: Glance, generation: u64, acks: Arc<AckState>) -> Self {
+        let bytes = vec![0; ACKS * ACK_FRAME_LEN].into_boxed_slice();
+        Self { glance, acks, generation, bytes, frame: Aligned([0; ACK_FRAME_LEN]) }
+    }
+
+    /// Sequence number of the last frame that is known to be acknowledged: never more than what is, and sometimes less.
+    /// No system call if `wanted` is known to be acknowledged already, else one.
+    ///
+    /// Nothing that is wrong with what lies there is told: whoever takes it in finds it too.
+    #[must_use]
+    pub fn received(&mut self, wanted: u64) -> u64 {
+        let known = self.acks.received();
+        if known >= wanted {
+            return known;
+        }
+        let len = self.glance.look(&mut self.bytes);
+        // The other thread takes in whole acks, as they come: where one ends, the next begins. If not, this is no frame.
+        let Some(newest) = self.bytes[..len].chunks_exact(ACK_FRAME_LEN).next_back() else { return known };
+        self.frame.0.copy_from_slice(newest);
+        self.read().map_or(known, |received| known.max(received))
+    }
+
+    fn read(&self) -> Option<u64> {
+        let frame =
+            Frame::decode(&self.frame.0).ok().filter(|frame| frame.header.generation == self.generation)?;
+        let ack = Ack::from_frame(&frame).ok()??;
+        (ack.received <= self.acks.sent()).then_some(ack.received)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::primary::AckReceiver;
+    use crate::progress::Executed;
+    use crate::transport::tcp::{TcpConfig, TcpReceive, connect, primary};
+
+    const GENERATION: u64 = 3;
+
+    fn frame(generation: u64, sequence: u64, received: u64) -> Aligned {
+        let ack = Ack { received, executed: Executed::default(), echo: 0, ..Ack::default() };
+        let mut frame = Aligned([0; ACK_FRAME_LEN]);
+        ack.encode(generation, sequence, &mut frame.0).unwrap();
+        frame
+    }
+
+    fn link(sent: u64) -> (AckReceiver<TcpReceive>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = connect(listener.local_addr().unwrap(), Duration::from_secs(5)).unwrap();
+        let (_, half) = primary(stream, &TcpConfig::default()).unwrap();
+        let acks = Arc::new(AckState::new());
+        acks.note_sent(sent, 0, 0);
+        (AckReceiver::new(half, GENERATION, acks), listener.accept().unwrap().0)
+    }
+
+    /// What a look sees, once it sees anything or time is up.
+    fn seen(glance: &mut AckGlance, wanted: u64) -> u64 {
+        let begun = std::time::Instant::now();
+        loop {
+            let received = glance.received(wanted);
+            if received >= wanted || begun.elapsed() > Duration::from_millis(200) {
+                return received;
+            }
+        }
+    }
+
+    #[test]
+    fn a_look_sees_the_newest_ack_and_takes_none() {
+        let (mut receiver, mut backup) = link(9);
+        let mut glance = receiver.glance().unwrap();
+        assert_eq!(glance.received(1), 0);
+        for (sequence, received) in [(1, 4), (2, 5), (3, 7)] {
+            backup.write_all(&frame(GENERATION, sequence, received).0).unwrap();
+            assert_eq!(seen(&mut glance, received), received);
+        }
+        let heard = receiver.poll(Some(Duration::from_secs(5)), || 1).unwrap();
+        assert_eq!(heard.ack.unwrap().received, 7);
+        // Known without a look, and nothing is left to look at.
+        assert_eq!((glance.received(7), glance.received(8)), (7, 7));
+    }
+
+    #[test]
+    fn a_look_believes_nothing_that_the_receiver_would_refuse() {
+        let damaged = {
+            let mut frame = frame(GENERATION, 1, 5);
+            frame.0[ACK_FRAME_LEN - 1] ^= 1;
+            frame
+        };
+        for wrong in [frame(GENERATION + 1, 1, 5), frame(GENERATION, 1, 10), damaged] {
+            let (mut receiver, mut backup) = link(9);
+            let mut glance = receiver.glance().unwrap();
+            backup.write_all(&wrong.0).unwrap();
+            assert_eq!(seen(&mut glance, 1), 0);
+            assert!(receiver.poll(Some(Duration::from_secs(5)), || 1).is_err());
+        }
+        // Half an ack is none; a broken connection is none either.
+        let (receiver, mut backup) = link(9);
+        let mut glance = receiver.glance().unwrap();
+        backup.write_all(&frame(GENERATION, 1, 5).0[..ACK_FRAME_LEN / 2]).unwrap();
+        assert_eq!(seen(&mut glance, 1), 0);
+        drop(backup);
+        assert_eq!(seen(&mut glance, 1), 0);
+    }
+}
