@@ -37,14 +37,6 @@ pub struct Batch {
     pub captured: Vec<u8>,
 }
 
-impl Batch {
-    /// Network packets among the inputs.
-    #[must_use]
-    pub fn packets(&self) -> usize {
-        self.entries.iter().filter(|entry| matches!(entry, Entry::Packet { .. })).count()
-    }
-}
-
 /// Kinds of log traffic, for statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

@@ -33,7 +33,7 @@ mod kind {
     pub(super) const READ: u8 = 3;
     pub(super) const WRITE: u8 = 4;
     pub(super) const FLUSH: u8 = 5;
-    /// A packet that has left by itself: to be counted.
+    /// Packets that have left by themselves: to be counted.
     pub(super) const LEFT: u8 = 6;
 }
 
@@ -127,12 +127,12 @@ impl GateSender {
         self.put == self.left.load(Ordering::Acquire)
     }
 
-    /// A packet that relied on log frame `sequence` has left by itself.
-    pub(super) fn passed(&mut self, sequence: u64, packet: &Left) {
-        let made = Moment::from_nanos(packet.turn.as_nanos() - packet.queued);
-        let way = (packet.turn.as_nanos(), packet.left.as_nanos());
-        // Without room it is not counted.
-        let _ = self.put((kind::LEFT, 0, 0), way, (sequence, made), &[]);
+    /// Packets have left by themselves.
+    pub(super) fn passed(&mut self, burst: &Left) {
+        let made = Moment::from_nanos(burst.turn.as_nanos() - burst.queued);
+        let way = (burst.turn.as_nanos(), burst.left.as_nanos());
+        // Without room they are not counted.
+        let _ = self.put((kind::LEFT, 0, burst.packets), way, (burst.sequence, made), &[]);
     }
 
     /// The guest kicked off the outputs that follow; or they come of an input, and begin when they are made.
@@ -198,10 +198,15 @@ impl GateReceiver {
     /// The oldest output that has not left.
     pub(super) fn front(&mut self) -> Option<Held<'_>> {
         while *self.ring.front()?.first()? == kind::LEFT {
-            let packet = self.read()?;
-            let (turn, left) = (Moment::from_nanos(packet.tag), Moment::from_nanos(packet.offset));
-            let leaving = packet.leaving(packet.made, turn);
-            self.delays.passed(leaving, left);
+            let burst = self.read()?;
+            let (made, packets) = (burst.made, u64::from(burst.len));
+            let (turn, took) = (burst.tag, burst.offset.saturating_sub(burst.tag));
+            let leaving = burst.leaving(made, Moment::from_nanos(turn));
+            // One system call wrote them all: each has an equal part of it.
+            let after = |count: u64| Moment::from_nanos(turn + took * count / packets.max(1));
+            for packet in 0..packets {
+                self.delays.passed(Leaving { turn: after(packet), ..leaving }, after(packet + 1));
+            }
             self.drop_front();
         }
         self.read()

@@ -99,6 +99,7 @@ impl PairLog {
 
     /// From now on there is no backup.
     pub(super) fn go_alone(&mut self) {
+        self.let_go();
         self.sender = None;
         self.passage = None;
         self.gate.seal(0, now());
@@ -119,6 +120,28 @@ impl PairLog {
         }
     }
 
+    /// Packets that may leave by themselves do so; if the lease does not hold, they go into the gate.
+    fn let_go(&mut self) {
+        let Some(passage) = self.passage.as_mut().filter(|passage| passage.is_waiting()) else { return };
+        if let Some(left) = passage.leave() {
+            self.gate.passed(&left);
+            return;
+        }
+        let (sequence, packets) = passage.stranded();
+        let made = now();
+        for (nic, frame) in packets {
+            self.gate.packet(nic, frame, sequence, made);
+        }
+        passage.forget();
+        self.held = true;
+    }
+
+    /// An output goes into the gate, behind those that could leave.
+    fn hold(&mut self) {
+        self.let_go();
+        self.held = true;
+    }
+
     /// The channel is lost: the guest stands still until the arbiter has spoken.
     fn wait_for_verdict(&mut self) {
         if self.shared.wait_for_other(&[Order::Run, Order::Stop, Order::Wait]) == Order::Alone {
@@ -133,18 +156,24 @@ impl Outputs for PairLog {
         let sequence = self.awaited();
         if !self.next
             && self.gate.is_empty()
-            && let Some(left) = self.passage.as_mut().and_then(|passage| passage.send(nic, frame, sequence))
+            && let Some(passage) = &mut self.passage
         {
-            self.gate.passed(sequence, &left);
-            return;
+            if passage.take(nic, frame, sequence) {
+                return;
+            }
+            // Perhaps the burst was full.
+            self.let_go();
+            if self.gate.is_empty() && self.passage.as_mut().is_some_and(|p| p.take(nic, frame, sequence)) {
+                return;
+            }
         }
-        self.held = true;
+        self.hold();
         self.gate.packet(nic, frame, sequence, now());
     }
 
     fn disk(&mut self, request: DiskRequest<'_>) {
         let sequence = self.awaited();
-        self.held = true;
+        self.hold();
         self.gate.disk(&request, sequence, now());
     }
 
@@ -189,6 +218,7 @@ impl Log for PairLog {
     }
 
     fn made_outputs(&mut self) -> bool {
+        self.let_go();
         let (made, held) = (std::mem::take(&mut self.made), std::mem::take(&mut self.held));
         if made && let Some(passage) = &mut self.passage {
             passage.settle();
@@ -206,6 +236,7 @@ impl Log for PairLog {
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<usize, PairError> {
+        self.let_go();
         self.gate.seal(self.next_sequence(), now());
         self.urgent = false;
         loop {
@@ -218,9 +249,6 @@ impl Log for PairLog {
                     self.shared.marks.flushed(sent, flushed);
                     self.shared.sent.store(sent, Ordering::Relaxed);
                     self.shared.log_full.store(false, Ordering::Relaxed);
-                    if let Some(passage) = &mut self.passage {
-                        passage.sent(batch.packets());
-                    }
                     self.pause(flushed);
                     return Ok(HEADER_LEN);
                 }

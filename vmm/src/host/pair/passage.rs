@@ -9,47 +9,42 @@ use std::sync::atomic::Ordering;
 
 use tandem_logchan::glance::AckGlance;
 
+use super::burst::Burst;
 use super::clock::now;
 use super::shared::Shared;
-use crate::host::priority::Burst;
-use crate::host::tap::Tap;
 use crate::role::Moment;
 
 /// The way past the gate. Owned by the vCPU thread.
 #[derive(Debug)]
 pub(super) struct Passage {
-    taps: Vec<Arc<Tap>>,
+    burst: Burst,
     acks: AckGlance,
     shared: Arc<Shared>,
-    /// The last frame that is known to be acknowledged.
+    /// The last frame that is known to be acknowledged, and the one that the packets in the burst rely on.
     known: u64,
+    relies: u64,
     /// A look was in vain since the guest made outputs last.
     vain: bool,
-    /// Several packets came in with the log that outputs rely on: as many will leave, to clients that wait.
-    crowd: bool,
-    burst: Burst,
-    /// Time that packets of the guest's last kick took to write.
+    /// Time that packets of the guest's last kick took to write, in nanoseconds.
     written: u64,
 }
 
-/// A packet that has left.
+/// Packets that have left together.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Left {
-    /// When it was its turn, and when it had left.
+    /// The frame that they relied on.
+    pub(super) sequence: u64,
+    pub(super) packets: u32,
+    /// When it was their turn, and when they had left.
     pub(super) turn: Moment,
     pub(super) left: Moment,
-    /// How long those before it took, in nanoseconds.
+    /// How long those before them took, in nanoseconds.
     pub(super) queued: u64,
 }
 
 impl Passage {
-    pub(super) fn new(taps: Vec<Arc<Tap>>, acks: AckGlance, shared: Arc<Shared>) -> Self {
-        Self { taps, acks, shared, known: 0, vain: false, crowd: false, burst: Burst::new(), written: 0 }
-    }
-
-    /// A batch with so many packets has been sent.
-    pub(super) const fn sent(&mut self, packets: usize) {
-        self.crowd = packets > 1;
+    pub(super) const fn new(burst: Burst, acks: AckGlance, shared: Arc<Shared>) -> Self {
+        Self { burst, acks, shared, known: 0, relies: 0, vain: false, written: 0 }
     }
 
     /// The guest kicked off what follows.
@@ -58,36 +53,51 @@ impl Passage {
     }
 
     /// All that the guest has put out at this exit has come by.
-    pub(super) fn settle(&mut self) {
+    pub(super) const fn settle(&mut self) {
         self.vain = false;
-        self.burst.end();
     }
 
-    /// Lets a packet out, if its log, up to frame `sequence`, is acknowledged and the lease holds. All outputs before
-    /// it must have left.
-    pub(super) fn send(&mut self, nic: u8, frame: &[u8], sequence: u64) -> Option<Left> {
+    /// Whether packets wait to leave together.
+    pub(super) const fn is_waiting(&self) -> bool {
+        self.burst.len() > 0
+    }
+
+    /// Takes a packet that may leave with the next [`Self::leave`]: its log, up to frame `sequence`, is acknowledged. All
+    /// outputs before it must have left, or wait here. `false`: it may not, or there is no room before the others have left.
+    pub(super) fn take(&mut self, nic: u8, frame: &[u8], sequence: u64) -> bool {
         if self.known < sequence && !self.vain {
             self.known = self.acks.received(sequence);
         }
         self.vain = self.known < sequence;
-        if self.vain {
-            return None;
+        let taken = !self.vain && self.burst.push(nic, frame);
+        if taken {
+            self.relies = sequence;
         }
-        let tap = self.taps.get(usize::from(nic))?;
-        if self.crowd {
-            self.burst.begin();
-        }
-        // As late as can be, as in the side thread: nothing but the packet is behind it.
+        taken
+    }
+
+    /// Lets them out, if the lease holds; if not, they stay.
+    pub(super) fn leave(&mut self) -> Option<Left> {
+        let packets = self.burst.len() as u32;
+        // As late as can be, as in the side thread: nothing but the system call is behind it.
         let turn = now();
         if turn.as_nanos() >= self.shared.leased_until.load(Ordering::Acquire) {
             return None;
         }
-        if let Err(error) = tap.write_frame(frame) {
-            tracing::debug!(%error, "a packet was lost");
-        }
+        self.burst.write();
         let left = now();
         let queued = self.written;
         self.written += left.since(turn);
-        Some(Left { turn, left, queued })
+        Some(Left { sequence: self.relies, packets, turn, left, queued })
+    }
+
+    /// The packets that may not leave, for the gate; with the frame that they rely on. Call [`Self::forget`] behind it.
+    pub(super) fn stranded(&self) -> (u64, impl Iterator<Item = (u8, &[u8])>) {
+        (self.relies, self.burst.packets())
+    }
+
+    /// They wait elsewhere.
+    pub(super) fn forget(&mut self) {
+        self.burst.clear();
     }
 }

@@ -16,6 +16,7 @@ use tandem_logchan::transport::tcp;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::beacon::Beacon;
+use super::burst::Burst;
 use super::claims::Claims;
 use super::clock::now;
 use super::follow::{Following, follow};
@@ -187,7 +188,8 @@ pub fn primary(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairEr
     let (gate_sender, gate_receiver) = new_gate(config)?;
     let mut log = PairLog::new(gate_sender, Some(sender), Arc::clone(&wiring.shared));
     if let Some(acks) = receiver.glance().filter(|_| !parts.timing.placed) {
-        log.open_passage(Passage::new(exits.taps.clone(), acks, Arc::clone(&wiring.shared)));
+        let burst = Burst::new(exits.taps.clone()).map_err(host("write into taps by io_uring"))?;
+        log.open_passage(Passage::new(burst, acks, Arc::clone(&wiring.shared)));
     }
     if side.state() == State::Joining {
         actions = side.on(now(), Event::Joined);

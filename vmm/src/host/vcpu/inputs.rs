@@ -23,7 +23,7 @@ use super::kick::without_kicks;
 const HEADER: usize = 16;
 
 /// A longer wait is spared the kicks: to stop and start them takes two system calls, a kick a signal.
-const SHORT_WAIT: Duration = Duration::from_millis(2);
+const SHORT_WAIT: Duration = Duration::from_millis(1);
 
 mod kind {
     pub(super) const PACKET: u8 = 1;

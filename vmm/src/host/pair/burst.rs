@@ -1,0 +1,126 @@
+//! Packets that leave together, by one system call.
+//!
+//! Whoever gets the first of many replies would interrupt a thread that writes them one by one, and ask again by itself
+//! instead of together with the others: batches would fall apart. In one system call nobody comes between, where
+//! the kernel is not preemptible; and fifty packets take one entry into the kernel, not fifty.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use io_uring::{IoUring, opcode, types};
+
+use crate::host::tap::{LONGEST_FRAME, Tap};
+
+/// Packets at most. They take half a millisecond, a tenth of what a look at the lease is good for
+/// ([`Timing::slack`](crate::role::timing::Timing::slack)).
+pub(super) const MOST: usize = 64;
+
+/// Bytes of packets at most; the longest packet fits.
+const BYTES: usize = LONGEST_FRAME.next_multiple_of(4096) + (64 << 10);
+
+#[derive(Clone, Copy, Debug)]
+struct Packet {
+    nic: u8,
+    start: usize,
+    len: usize,
+}
+
+/// Packets that are about to leave. Allocates when it is made, and never again.
+pub(super) struct Burst {
+    ring: IoUring,
+    taps: Vec<Arc<Tap>>,
+    bytes: Vec<u8>,
+    packets: Vec<Packet>,
+}
+
+impl std::fmt::Debug for Burst {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Burst").field("packets", &self.packets.len()).finish_non_exhaustive()
+    }
+}
+
+impl Burst {
+    /// None yet.
+    ///
+    /// # Errors
+    /// io_uring is not to be had, or does not take the taps.
+    pub(super) fn new(taps: Vec<Arc<Tap>>) -> io::Result<Self> {
+        let ring = IoUring::builder().setup_submit_all().build(MOST as u32)?;
+        let descriptors: Vec<_> = taps.iter().map(|tap| tap.as_raw_fd()).collect();
+        ring.submitter().register_files(&descriptors)?;
+        Ok(Self { ring, taps, bytes: Vec::with_capacity(BYTES), packets: Vec::with_capacity(MOST) })
+    }
+
+    /// Packets in it.
+    pub(super) const fn len(&self) -> usize {
+        self.packets.len()
+    }
+
+    /// The packets, oldest first: card and frame.
+    pub(super) fn packets(&self) -> impl Iterator<Item = (u8, &[u8])> {
+        self.packets.iter().map(|packet| (packet.nic, &self.bytes[packet.start..packet.start + packet.len]))
+    }
+
+    /// One more. `false`: there is no room.
+    pub(super) fn push(&mut self, nic: u8, frame: &[u8]) -> bool {
+        if self.packets.len() == MOST || self.bytes.len() + frame.len() > BYTES {
+            return false;
+        }
+        self.packets.push(Packet { nic, start: self.bytes.len(), len: frame.len() });
+        self.bytes.extend_from_slice(frame);
+        true
+    }
+
+    /// Forgets all of them.
+    pub(super) fn clear(&mut self) {
+        self.packets.clear();
+        self.bytes.clear();
+    }
+
+    /// Lets all of them out, in order. Those that a tap has no room for are lost, as on any Ethernet.
+    pub(super) fn write(&mut self) {
+        if let [Packet { nic, start, len }] = *self.packets.as_slice() {
+            // One by itself is quicker without a ring.
+            let tap = self.taps.get(usize::from(nic));
+            if let Some(Err(error)) = tap.map(|tap| tap.write_frame(&self.bytes[start..start + len])) {
+                tracing::debug!(%error, "a packet was lost");
+            }
+        } else if let Err(error) = self.write_all() {
+            tracing::warn!(%error, "packets were lost");
+        }
+        self.clear();
+    }
+
+    fn write_all(&mut self) -> io::Result<()> {
+        let mut under_way = 0;
+        for packet in self.packets.iter().filter(|packet| usize::from(packet.nic) < self.taps.len()) {
+            let at = self.bytes[packet.start..].as_ptr();
+            let write = opcode::Write::new(types::Fixed(packet.nic.into()), at, packet.len as u32).build();
+            // SAFETY: the bytes stay where they are until all completions are there.
+            unsafe { self.ring.submission().push(&write) }.map_err(|_| io::ErrorKind::WouldBlock)?;
+            under_way += 1;
+        }
+        while under_way > 0 {
+            // A tap takes a packet at once or not at all: nothing is waited for here.
+            match self.ring.submit_and_wait(under_way) {
+                Err(error)
+                    if !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) =>
+                {
+                    // The kernel may still read them.
+                    std::mem::forget(std::mem::replace(&mut self.bytes, Vec::with_capacity(BYTES)));
+                    return Err(error);
+                }
+                _ => {}
+            }
+            for completion in self.ring.completion() {
+                under_way -= 1;
+                if completion.result() < 0 {
+                    let error = io::Error::from_raw_os_error(-completion.result());
+                    tracing::debug!(%error, "a packet was lost");
+                }
+            }
+        }
+        Ok(())
+    }
+}
