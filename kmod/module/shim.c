@@ -62,11 +62,13 @@ void tandem_detach(void)
  */
 bool tandem_layout_known(void)
 {
-	const char *running = init_utsname()->release;
+	const char *running = init_utsname()->release, *built_for = UTS_RELEASE;
 
-	if (strcmp(running, UTS_RELEASE)) {
+	/* A string, and not numbers in the code: the tests alter it in the module's file. */
+	OPTIMIZER_HIDE_VAR(built_for);
+	if (strcmp(running, built_for)) {
 		pr_err("tandem: built for Linux %s, and this is %s: KVM's private state may be laid out otherwise; refused\n",
-		       UTS_RELEASE, running);
+		       built_for, running);
 		return false;
 	}
 	if (!(&tandem_layout_checked && tandem_layout_checked) && !KNOWN(LINUX_VERSION_CODE)) {

@@ -1,17 +1,15 @@
 //! Where outputs go when nobody has to wait for them: straight out.
 
-use std::sync::Arc;
-
+use crate::host::burst::Burst;
 use crate::host::io::disk::Disks;
 use crate::host::io::terminal::Terminal;
-use crate::host::tap::Tap;
 use crate::machine::output::{DiskRequest, Notice, Outputs};
 
-/// Sends each output at once.
+/// Sends outputs when the guest has made all of an exit's.
 #[derive(Debug)]
-pub struct OpenOutputs {
-    /// One tap per network device.
-    pub taps: Vec<Arc<Tap>>,
+pub(crate) struct OpenOutputs {
+    /// The packets of this exit.
+    pub burst: Burst,
     /// The disk thread.
     pub disks: Disks,
     /// Serial line and console.
@@ -20,10 +18,10 @@ pub struct OpenOutputs {
 
 impl Outputs for OpenOutputs {
     fn packet(&mut self, nic: u8, frame: &[u8]) {
-        if let Some(tap) = self.taps.get(usize::from(nic))
-            && let Err(error) = tap.write_frame(frame)
-        {
-            tracing::debug!(nic, %error, "a packet was lost");
+        if !self.burst.push(nic, frame) {
+            self.burst.write();
+            // The longest frame fits into an empty burst.
+            let _ = self.burst.push(nic, frame);
         }
     }
 

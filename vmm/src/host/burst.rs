@@ -14,7 +14,7 @@ use crate::host::tap::{LONGEST_FRAME, Tap};
 
 /// Packets at most. They take half a millisecond, a tenth of what a look at the lease is good for
 /// ([`Timing::slack`](crate::role::timing::Timing::slack)).
-pub(super) const MOST: usize = 64;
+pub(crate) const MOST: usize = 64;
 
 /// Bytes of packets at most; the longest packet fits.
 const BYTES: usize = LONGEST_FRAME.next_multiple_of(4096) + (64 << 10);
@@ -27,7 +27,7 @@ struct Packet {
 }
 
 /// Packets that are about to leave. Allocates when it is made, and never again.
-pub(super) struct Burst {
+pub(crate) struct Burst {
     ring: IoUring,
     taps: Vec<Arc<Tap>>,
     bytes: Vec<u8>,
@@ -44,26 +44,24 @@ impl Burst {
     /// None yet.
     ///
     /// # Errors
-    /// io_uring is not to be had, or does not take the taps.
-    pub(super) fn new(taps: Vec<Arc<Tap>>) -> io::Result<Self> {
+    /// io_uring is not to be had.
+    pub(crate) fn new(taps: Vec<Arc<Tap>>) -> io::Result<Self> {
         let ring = IoUring::builder().setup_submit_all().build(MOST as u32)?;
-        let descriptors: Vec<_> = taps.iter().map(|tap| tap.as_raw_fd()).collect();
-        ring.submitter().register_files(&descriptors)?;
         Ok(Self { ring, taps, bytes: Vec::with_capacity(BYTES), packets: Vec::with_capacity(MOST) })
     }
 
     /// Packets in it.
-    pub(super) const fn len(&self) -> usize {
+    pub(crate) const fn len(&self) -> usize {
         self.packets.len()
     }
 
     /// The packets, oldest first: card and frame.
-    pub(super) fn packets(&self) -> impl Iterator<Item = (u8, &[u8])> {
+    pub(crate) fn packets(&self) -> impl Iterator<Item = (u8, &[u8])> {
         self.packets.iter().map(|packet| (packet.nic, &self.bytes[packet.start..packet.start + packet.len]))
     }
 
     /// One more. `false`: there is no room.
-    pub(super) fn push(&mut self, nic: u8, frame: &[u8]) -> bool {
+    pub(crate) fn push(&mut self, nic: u8, frame: &[u8]) -> bool {
         if self.packets.len() == MOST || self.bytes.len() + frame.len() > BYTES {
             return false;
         }
@@ -73,13 +71,16 @@ impl Burst {
     }
 
     /// Forgets all of them.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.packets.clear();
         self.bytes.clear();
     }
 
     /// Lets all of them out, in order. Those that a tap has no room for are lost, as on any Ethernet.
-    pub(super) fn write(&mut self) {
+    pub(crate) fn write(&mut self) {
+        if self.packets.is_empty() {
+            return;
+        }
         if let [Packet { nic, start, len }] = *self.packets.as_slice() {
             // One by itself is quicker without a ring.
             let tap = self.taps.get(usize::from(nic));
@@ -94,9 +95,11 @@ impl Burst {
 
     fn write_all(&mut self) -> io::Result<()> {
         let mut under_way = 0;
-        for packet in self.packets.iter().filter(|packet| usize::from(packet.nic) < self.taps.len()) {
+        for packet in &self.packets {
+            let Some(tap) = self.taps.get(usize::from(packet.nic)) else { continue };
             let at = self.bytes[packet.start..].as_ptr();
-            let write = opcode::Write::new(types::Fixed(packet.nic.into()), at, packet.len as u32).build();
+            // Not registered with the ring: that would keep the tap busy for a while after this process was killed.
+            let write = opcode::Write::new(types::Fd(tap.as_raw_fd()), at, packet.len as u32).build();
             // SAFETY: the bytes stay where they are until all completions are there.
             unsafe { self.ring.submission().push(&write) }.map_err(|_| io::ErrorKind::WouldBlock)?;
             under_way += 1;
