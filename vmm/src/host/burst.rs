@@ -127,3 +127,49 @@ impl Burst {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    #[test]
+    fn packets_leave_in_order_each_to_its_card_and_a_full_burst_says_so() {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        let (other, theirs_too) = UnixDatagram::pair().unwrap();
+        for socket in [&theirs, &theirs_too] {
+            socket.set_nonblocking(true).unwrap();
+        }
+        let tap = |socket: UnixDatagram| Arc::new(Tap::stand_in(File::from(OwnedFd::from(socket))));
+        let mut burst = Burst::new(vec![tap(ours), tap(other)]).unwrap();
+        let mut bytes = [0; 128];
+        for packets in [0, 1, 2, 7] {
+            for n in 0..packets {
+                // There is no third card: what is for it goes nowhere.
+                assert!(burst.push(n % 3, &[n; 60]));
+            }
+            burst.write();
+            assert_eq!(burst.len(), 0);
+            for n in (0..packets).filter(|n| n % 3 != 2) {
+                let card = [&theirs, &theirs_too][usize::from(n % 3)];
+                assert_eq!((card.recv(&mut bytes).unwrap(), bytes[0]), (60, n));
+            }
+            assert!(theirs.recv(&mut bytes).is_err() && theirs_too.recv(&mut bytes).is_err());
+        }
+        // With nobody there, packets are lost, and nothing else.
+        drop((theirs, theirs_too));
+        assert!(burst.push(0, &[1; 60]) && burst.push(1, &[2; 60]));
+        burst.write();
+
+        let pushed = (0..).take_while(|_| burst.push(0, &[3; 60])).count();
+        assert_eq!((pushed, burst.packets().count()), (MOST, MOST));
+        burst.clear();
+        assert!(burst.push(0, &vec![4; LONGEST_FRAME]));
+        let room = burst.bytes.capacity();
+        while burst.push(0, &[5; 9_000]) {}
+        assert_eq!(burst.bytes.capacity(), room, "no allocation");
+    }
+}

@@ -103,6 +103,12 @@ impl Tap {
         Ok(Self { file, name: name.to_owned() })
     }
 
+    /// A stand-in: a file that takes and gives whole frames, as a datagram socket does.
+    #[cfg(test)]
+    pub(crate) fn stand_in(file: File) -> Self {
+        Self { file, name: "stand-in".to_owned() }
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {

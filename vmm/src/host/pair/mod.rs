@@ -60,6 +60,10 @@ mod follow;
 #[cfg(test)]
 mod no_alloc;
 
+/// Packets that pass by the gate: by its rule, in order, and without an allocation.
+#[cfg(test)]
+mod passage_tests;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;

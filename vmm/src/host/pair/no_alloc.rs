@@ -15,7 +15,7 @@ use tandem_logchan::backup::{LogReader, LogReceiver, Next, pair};
 use tandem_logchan::primary::{AckReceiver, LogSender};
 use tandem_logchan::transport::inproc::{InprocDuplex, InprocReceive, link};
 
-use counting::allocations;
+pub(super) use counting::allocations;
 
 use super::clock::now;
 use super::gated::{Exits, GateReceiver, gate};

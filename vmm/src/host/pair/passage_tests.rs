@@ -1,0 +1,170 @@
+//! Packets that pass by the gate, over a real socket: by the gate's rule, in order, and without an allocation.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tandem_logchan::ack::AckState;
+use tandem_logchan::backup::{LogReader, LogReceiver, pair};
+use tandem_logchan::primary::{AckReceiver, LogSender};
+use tandem_logchan::transport::tcp::{self, TcpConfig, TcpDuplex, TcpReceive};
+
+use super::clock::now;
+use super::gated::{GateReceiver, gate};
+use super::log::PairLog;
+use super::no_alloc::allocations;
+use super::passage::Passage;
+use super::shared::Shared;
+use crate::host::burst::Burst;
+use crate::host::tap::Tap;
+use crate::host::vcpu::inputs::VcpuBell;
+use crate::machine::input::Input;
+use crate::machine::output::Outputs;
+use crate::machine::time::VirtualTime;
+use crate::replay::builder::BatchBuilder;
+use crate::replay::recorder::Log;
+
+/// A primary's log with a passage, and what it leads to.
+struct Primary {
+    log: PairLog,
+    builder: BatchBuilder,
+    point: u64,
+    shared: Arc<Shared>,
+    gate: GateReceiver,
+    /// Takes acks in, which nobody else does here.
+    acks: AckReceiver<TcpReceive>,
+    backup: LogReceiver<TcpDuplex>,
+    _reader: LogReader,
+    /// The other end of the tap.
+    network: UnixDatagram,
+}
+
+impl Primary {
+    fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = tcp::connect(listener.local_addr().unwrap(), Duration::from_secs(5)).unwrap();
+        let (send, receive) = tcp::primary(stream, &TcpConfig::default()).unwrap();
+        let backup = tcp::backup(listener.accept().unwrap().0, &TcpConfig::default()).unwrap();
+        let state = Arc::new(AckState::new());
+        let acks = AckReceiver::new(receive, 1, Arc::clone(&state));
+        let (backup, reader) = pair(backup, 1, 0);
+        let (tap, network) = UnixDatagram::pair().unwrap();
+        network.set_nonblocking(true).unwrap();
+        let taps = vec![Arc::new(Tap::stand_in(File::from(OwnedFd::from(tap))))];
+        let shared = Arc::new(Shared::new(Arc::new(VcpuBell::default())));
+        let (gate_sender, gate) = gate(0).unwrap();
+        let sender = LogSender::new(Box::new(send) as Box<_>, 1, state);
+        let mut log = PairLog::new(gate_sender, Some(sender), Arc::clone(&shared));
+        let glance = acks.glance().unwrap();
+        log.open_passage(Passage::new(Burst::new(taps).unwrap(), glance, Arc::clone(&shared)));
+        let builder = BatchBuilder::new(0, VirtualTime::ZERO, 0);
+        Self { log, builder, point: 0, shared, gate, acks, backup, _reader: reader, network }
+    }
+
+    /// Until when packets may pass, from now on.
+    fn lease(&self, length: Duration) {
+        let until = now().as_nanos() + length.as_nanos() as u64;
+        self.shared.leased_until.store(until, Ordering::Release);
+    }
+
+    /// Sends a batch; the backup acknowledges it if it shall, and the ack lies in the socket.
+    fn commit(&mut self, acknowledged: bool) {
+        self.point += 1;
+        self.builder.input(self.point, &Input::Packet { nic: 0, frame: &[7; 60] });
+        self.log.commit(self.builder.seal(self.point, self.point)).unwrap();
+        self.builder.begin();
+        let until = Instant::now() + Duration::from_secs(10);
+        while acknowledged && self.backup.received() < self.log.sent() && Instant::now() < until {
+            self.backup.poll(Some(Duration::from_millis(10))).unwrap();
+            self.backup.push().unwrap();
+        }
+    }
+
+    /// The guest puts packets out that rely on what was sent.
+    fn put_out(&mut self, packets: std::ops::Range<u8>) {
+        self.log.wait_for_next(false);
+        self.log.kicked();
+        for n in packets {
+            self.log.packet(0, &[n; 60]);
+        }
+        assert!(self.log.made_outputs());
+    }
+
+    /// What has reached the network.
+    fn seen(&self) -> Vec<u8> {
+        let mut bytes = [0; 128];
+        std::iter::from_fn(|| self.network.recv(&mut bytes).ok().map(|_| bytes[0])).collect()
+    }
+
+    /// What waits at the gate; all of it leaves, as far as the gate is concerned.
+    fn held(&mut self) -> usize {
+        let mut held = 0;
+        while self.gate.front().is_some() {
+            self.gate.take();
+            held += 1;
+        }
+        held
+    }
+}
+
+#[test]
+fn packets_pass_with_their_log_acknowledged_and_a_lease_and_wait_at_the_gate_otherwise() {
+    let mut primary = Primary::new();
+    // Acknowledged, but no lease was granted.
+    primary.commit(true);
+    primary.put_out(0..2);
+    assert_eq!((primary.seen(), primary.held()), (vec![], 2));
+    // A lease, and an ack that nobody has taken in. More than a burst holds, too.
+    primary.lease(Duration::from_secs(60));
+    primary.put_out(2..3);
+    primary.put_out(3..200);
+    assert_eq!((primary.seen(), primary.held()), ((2..200).collect(), 0));
+    // Not acknowledged yet: they wait, and so do those behind them whose log is.
+    primary.commit(false);
+    primary.put_out(0..2);
+    primary.commit(true);
+    primary.put_out(2..3);
+    assert_eq!((primary.seen(), primary.held()), (vec![], 3));
+    // The gate is empty: the way is free again; also once the acks were taken in.
+    primary.put_out(3..5);
+    while primary.acks.poll(Some(Duration::ZERO), || 1).unwrap().ack.is_some() {}
+    primary.put_out(5..7);
+    assert_eq!((primary.seen(), primary.held()), ((3..7).collect(), 0));
+    // The lease is over.
+    primary.lease(Duration::ZERO);
+    primary.put_out(0..70);
+    assert_eq!((primary.seen(), primary.held()), (vec![], 70));
+    // Outputs that wait for the batch to come go into the gate, behind those that could leave.
+    primary.lease(Duration::from_secs(60));
+    primary.log.wait_for_next(false);
+    primary.log.packet(0, &[1; 60]);
+    primary.log.wait_for_next(true);
+    primary.log.packet(0, &[2; 60]);
+    primary.log.packet(0, &[3; 60]);
+    assert!(primary.log.made_outputs());
+    assert_eq!((primary.seen(), primary.held()), (vec![1], 2));
+    // All that left by themselves were counted: 198, 4 and 1; who takes the others out tells the others' delays.
+    assert_eq!(primary.gate.delays.told().unwrap().count, 203);
+}
+
+#[test]
+fn packets_that_pass_allocate_nothing() {
+    let mut primary = Primary::new();
+    primary.lease(Duration::from_secs(600));
+    let mut bytes = [0; 128];
+    let mut round = |packets: u8| {
+        primary.commit(true);
+        primary.put_out(0..packets);
+        assert!(primary.gate.front().is_none());
+        let seen = std::iter::from_fn(|| primary.network.recv(&mut bytes).ok()).count();
+        assert_eq!(seen, usize::from(packets));
+        while primary.acks.poll(Some(Duration::ZERO), || 1).unwrap().ack.is_some() {}
+    };
+    [1, 50, 100].into_iter().for_each(&mut round);
+    let ((), allocated) = allocations(|| [1, 2, 50, 100, 1].into_iter().for_each(&mut round));
+    assert_eq!(allocated, 0);
+}
