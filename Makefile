@@ -121,9 +121,9 @@ kmod: ## the kernel module, for the test kernel (for your own: make -C kmod KDIR
 	tests/linux/build-kernel
 	tests/kmod/build-module
 
-test-kernel: ## the kernel module under virtme-ng
+test-kernel: ## the kernel module: under virtme-ng, and on VT-x where .ci/install vmx was run
 	$(CARGO) build --release --package tandem-vmm --package tandem-tests --package tandem-bench
-	tests/kmod/check
+	tests/kmod/both
 
 test-kernel-debug: ## the module under lockdep and KASAN (builds a second kernel the first time: 15 minutes)
 	.ci/install debug
@@ -131,7 +131,7 @@ test-kernel-debug: ## the module under lockdep and KASAN (builds a second kernel
 	$(CARGO) build --release --package tandem-tests
 	tests/kmod/check-debug
 
-test-vmx: ## the kernel module on VT-x, in Bochs, a Linux guest too (15 minutes; needs .ci/install vmx)
+test-vmx: ## of the kernel module's tests, those on VT-x alone, in Bochs (15 minutes; needs .ci/install vmx)
 	$(CARGO) build --release --package tandem-vmm --package tandem-tests --package tandem-bench
 	tests/kmod/check-vmx
 
