@@ -2,9 +2,6 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Packets that leave together, by one system call.
-mod burst;
-
 /// What this host can run, found out by trying.
 pub mod check;
 /// The `tandem` command.

@@ -26,6 +26,9 @@ mod lag;
 /// Heartbeats by datagram.
 mod beacon;
 
+/// Packets that leave together, by one system call.
+mod burst;
+
 /// Packets that leave by themselves: their log is acknowledged when they are made.
 mod passage;
 

@@ -9,9 +9,9 @@ use std::sync::atomic::Ordering;
 
 use tandem_logchan::glance::AckGlance;
 
+use super::burst::Burst;
 use super::clock::now;
 use super::shared::Shared;
-use crate::host::burst::Burst;
 use crate::role::Moment;
 
 /// The way past the gate. Owned by the vCPU thread.

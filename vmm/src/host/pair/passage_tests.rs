@@ -13,13 +13,13 @@ use tandem_logchan::backup::{LogReader, LogReceiver, pair};
 use tandem_logchan::primary::{AckReceiver, LogSender};
 use tandem_logchan::transport::tcp::{self, TcpConfig, TcpDuplex, TcpReceive};
 
+use super::burst::Burst;
 use super::clock::now;
 use super::gated::{GateReceiver, gate};
 use super::log::PairLog;
 use super::no_alloc::allocations;
 use super::passage::Passage;
 use super::shared::Shared;
-use crate::host::burst::Burst;
 use crate::host::tap::Tap;
 use crate::host::vcpu::inputs::VcpuBell;
 use crate::machine::input::Input;

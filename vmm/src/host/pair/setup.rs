@@ -16,6 +16,7 @@ use tandem_logchan::transport::tcp;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::beacon::Beacon;
+use super::burst::Burst;
 use super::claims::Claims;
 use super::clock::now;
 use super::follow::{Following, follow};
@@ -28,7 +29,6 @@ use super::shared::{News, Order, Shared};
 use super::side::{self, Channel, SideThread};
 use super::status::{self, Board};
 use super::{FIRST_GENERATION, PairEnded, PairError, host};
-use crate::host::burst::Burst;
 use crate::host::config::{Config, LogAck, LogTransport, PairConfig, SerialInput, read_key};
 use crate::host::control::{Role, Server};
 use crate::host::guest::{BootFacts, Guest};

@@ -1,15 +1,17 @@
 //! Where outputs go when nobody has to wait for them: straight out.
 
-use crate::host::burst::Burst;
+use std::sync::Arc;
+
 use crate::host::io::disk::Disks;
 use crate::host::io::terminal::Terminal;
+use crate::host::tap::Tap;
 use crate::machine::output::{DiskRequest, Notice, Outputs};
 
-/// Sends outputs when the guest has made all of an exit's.
+/// Sends each output at once.
 #[derive(Debug)]
-pub(crate) struct OpenOutputs {
-    /// The packets of this exit.
-    pub burst: Burst,
+pub struct OpenOutputs {
+    /// One tap per network device.
+    pub taps: Vec<Arc<Tap>>,
     /// The disk thread.
     pub disks: Disks,
     /// Serial line and console.
@@ -18,10 +20,10 @@ pub(crate) struct OpenOutputs {
 
 impl Outputs for OpenOutputs {
     fn packet(&mut self, nic: u8, frame: &[u8]) {
-        if !self.burst.push(nic, frame) {
-            self.burst.write();
-            // The longest frame fits into an empty burst.
-            let _ = self.burst.push(nic, frame);
+        if let Some(tap) = self.taps.get(usize::from(nic))
+            && let Err(error) = tap.write_frame(frame)
+        {
+            tracing::debug!(nic, %error, "a packet was lost");
         }
     }
 

@@ -12,7 +12,6 @@ use thiserror::Error;
 use super::logfile::{End, Head, LogFileError, LogWriter, RecordKind};
 use super::open_outputs::OpenOutputs;
 use super::status;
-use crate::host::burst::Burst;
 use crate::host::config::{Config, SerialInput};
 use crate::host::control::ServeError;
 use crate::host::guest::{BootFacts, Guest, GuestError};
@@ -168,12 +167,6 @@ impl Log for SoloLog {
         }
     }
 
-    fn made_outputs(&mut self) -> bool {
-        self.outputs.burst.write();
-        // Nobody learns from it: outputs do not depend on the log here.
-        false
-    }
-
     fn idle(&mut self) {
         self.outputs.terminal.flush();
     }
@@ -239,7 +232,7 @@ pub fn run(
     let bell = inputs.bell();
     let taps = open_taps(config)?;
     let outputs = OpenOutputs {
-        burst: Burst::new(taps.clone()).map_err(|e| RunError::Host("write into taps by io_uring", e))?,
+        taps: taps.clone(),
         disks: Disks::start(&config.disks, completions)?,
         terminal: Terminal::open(&config.serial.output).map_err(RunError::Terminal)?,
     };
@@ -320,7 +313,6 @@ fn finish(
 ) -> Result<Summary, RunError> {
     recorder.commit_end(run)?;
     recorder.log.write_trace()?;
-    recorder.log.outputs.burst.write();
     recorder.log.outputs.terminal.flush();
     let summary = summary(run, ended, recorder.traffic(), recorder.stops);
     if let Some(file) = recorder.log.file.take() {

@@ -14,7 +14,7 @@ use crate::host::tap::{LONGEST_FRAME, Tap};
 
 /// Packets at most. They take half a millisecond, a tenth of what a look at the lease is good for
 /// ([`Timing::slack`](crate::role::timing::Timing::slack)).
-pub(crate) const MOST: usize = 64;
+pub(super) const MOST: usize = 64;
 
 /// Bytes of packets at most; the longest packet fits.
 const BYTES: usize = LONGEST_FRAME.next_multiple_of(4096) + (64 << 10);
@@ -27,7 +27,7 @@ struct Packet {
 }
 
 /// Packets that are about to leave. Allocates when it is made, and never again.
-pub(crate) struct Burst {
+pub(super) struct Burst {
     ring: IoUring,
     taps: Vec<Arc<Tap>>,
     bytes: Vec<u8>,
@@ -45,23 +45,23 @@ impl Burst {
     ///
     /// # Errors
     /// io_uring is not to be had.
-    pub(crate) fn new(taps: Vec<Arc<Tap>>) -> io::Result<Self> {
+    pub(super) fn new(taps: Vec<Arc<Tap>>) -> io::Result<Self> {
         let ring = IoUring::builder().setup_submit_all().build(MOST as u32)?;
         Ok(Self { ring, taps, bytes: Vec::with_capacity(BYTES), packets: Vec::with_capacity(MOST) })
     }
 
     /// Packets in it.
-    pub(crate) const fn len(&self) -> usize {
+    pub(super) const fn len(&self) -> usize {
         self.packets.len()
     }
 
     /// The packets, oldest first: card and frame.
-    pub(crate) fn packets(&self) -> impl Iterator<Item = (u8, &[u8])> {
+    pub(super) fn packets(&self) -> impl Iterator<Item = (u8, &[u8])> {
         self.packets.iter().map(|packet| (packet.nic, &self.bytes[packet.start..packet.start + packet.len]))
     }
 
     /// One more. `false`: there is no room.
-    pub(crate) fn push(&mut self, nic: u8, frame: &[u8]) -> bool {
+    pub(super) fn push(&mut self, nic: u8, frame: &[u8]) -> bool {
         if self.packets.len() == MOST || self.bytes.len() + frame.len() > BYTES {
             return false;
         }
@@ -71,13 +71,13 @@ impl Burst {
     }
 
     /// Forgets all of them.
-    pub(crate) fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.packets.clear();
         self.bytes.clear();
     }
 
     /// Lets all of them out, in order. Those that a tap has no room for are lost, as on any Ethernet.
-    pub(crate) fn write(&mut self) {
+    pub(super) fn write(&mut self) {
         if self.packets.is_empty() {
             return;
         }
