@@ -71,6 +71,8 @@ fn messages_behind_the_end_are_refused() {
     let conn = send.connection();
     scribble(conn, 0, 0, b"", Some(END));
     scribble(conn, 0, 0, b"", Some(0));
+    // Both are there before the receiver looks: with the end alone the stream is closed, and nobody looks any more.
+    std::thread::sleep(std::time::Duration::from_millis(500));
     let error = failure(&mut log);
     assert!(matches!(error, TransportError::Nonsense(_)), "{error}");
     println!("the other side: {}", failure(&mut acks));
