@@ -25,18 +25,18 @@ pub(crate) fn of_process(pid: u32) -> Result<Duration> {
     Ok(Duration::new(time.tv_sec.try_into()?, time.tv_nsec.try_into()?))
 }
 
-/// CPU time of this process's children that have ended.
-pub(crate) fn of_children() -> Duration {
+/// CPU time so far of this process (`RUSAGE_SELF`), or of its children that have ended (`RUSAGE_CHILDREN`).
+pub(crate) fn used(by: libc::c_int) -> Duration {
     // SAFETY: all zeros is a valid rusage, and the call fills it.
     let usage = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
+        libc::getrusage(by, &raw mut usage);
         usage
     };
-    let time = |time: libc::timeval| {
-        Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_usec.try_into().unwrap_or(0) * 1000)
-    };
-    time(usage.ru_utime) + time(usage.ru_stime)
+    [usage.ru_utime, usage.ru_stime]
+        .iter()
+        .map(|time| Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64))
+        .sum()
 }
 
 #[cfg(test)]

@@ -89,9 +89,9 @@ impl Half {
         let done = || side.status().map(|status| (status.exits.values().sum::<u64>(), status.frames));
         let pid = side.process.pid();
         let (exits, frames) = done()?;
-        let cpu = (cpu::of_process(pid)?, cpu::of_children());
+        let cpu = (cpu::of_process(pid)?, cpu::used(libc::RUSAGE_CHILDREN));
         self.figures.push(measure(bed, load)?);
-        self.cpu += cpu::of_process(pid)? - cpu.0 + (cpu::of_children() - cpu.1);
+        self.cpu += cpu::of_process(pid)? - cpu.0 + (cpu::used(libc::RUSAGE_CHILDREN) - cpu.1);
         let after = done()?;
         self.exits += after.0 - exits;
         self.frames += after.1 - frames;
@@ -124,7 +124,7 @@ struct Compared {
     /// Of what the clients sent, packets in a log frame.
     packets_per_frame: f64,
     /// CPU time of clients and primary, by that of clients and the VM alone: what the throughput is where a core is
-    /// full, and less noisy.
+    /// full.
     cpu_ratio: f64,
 }
 

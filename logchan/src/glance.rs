@@ -7,17 +7,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::ack::{ACK_FRAME_LEN, Ack, AckState};
-use crate::frame::{ALIGN, Frame};
+use crate::frame::Frame;
+use crate::primary::AckFrame;
 use crate::transport::Glance;
 
 /// Acks that a look sees at most: more than come between two heartbeats, at each of which they are taken in.
 const ACKS: usize = 64;
-
-/// A frame where it can be read.
-#[repr(align(16))]
-struct Aligned([u8; ACK_FRAME_LEN]);
-
-const _: () = assert!(align_of::<Aligned>() == ALIGN && ACK_FRAME_LEN.is_multiple_of(ALIGN));
 
 /// Looks at acks from another thread than the one that takes them in.
 pub struct AckGlance {
@@ -25,7 +20,7 @@ pub struct AckGlance {
     acks: Arc<AckState>,
     generation: u64,
     bytes: Box<[u8]>,
-    frame: Aligned,
+    frame: AckFrame,
 }
 
 impl fmt::Debug for AckGlance {
@@ -37,7 +32,7 @@ impl fmt::Debug for AckGlance {
 impl AckGlance {
     pub(crate) fn new(glance: Glance, generation: u64, acks: Arc<AckState>) -> Self {
         let bytes = vec![0; ACKS * ACK_FRAME_LEN].into_boxed_slice();
-        Self { glance, acks, generation, bytes, frame: Aligned([0; ACK_FRAME_LEN]) }
+        Self { glance, acks, generation, bytes, frame: AckFrame([0; ACK_FRAME_LEN]) }
     }
 
     /// Sequence number of the last frame that is known to be acknowledged: never more than what is, and sometimes less.
@@ -78,9 +73,9 @@ mod tests {
 
     const GENERATION: u64 = 3;
 
-    fn frame(generation: u64, sequence: u64, received: u64) -> Aligned {
+    fn frame(generation: u64, sequence: u64, received: u64) -> AckFrame {
         let ack = Ack { received, executed: Executed::default(), echo: 0, ..Ack::default() };
-        let mut frame = Aligned([0; ACK_FRAME_LEN]);
+        let mut frame = AckFrame([0; ACK_FRAME_LEN]);
         ack.encode(generation, sequence, &mut frame.0).unwrap();
         frame
     }

@@ -258,7 +258,7 @@ pub struct AckReceiver<R> {
 
 /// Ack frames come in at any alignment; this is where they are read.
 #[repr(align(16))]
-struct AckFrame([u8; crate::ack::ACK_FRAME_LEN]);
+pub(crate) struct AckFrame(pub(crate) [u8; crate::ack::ACK_FRAME_LEN]);
 
 const _: () = assert!(align_of::<AckFrame>() == ALIGN);
 

@@ -5,6 +5,7 @@ use hdrhistogram::Histogram;
 use std::time::Duration;
 
 use super::ways::{Ack, Waits, Way};
+use crate::cpu;
 
 /// All measurements of one way.
 #[derive(Debug)]
@@ -36,11 +37,11 @@ impl Taken {
             trip()?;
         }
         let mut this = Histogram::<u64>::new(3)?;
-        let before = cpu_time();
+        let before = cpu::used(libc::RUSAGE_SELF);
         for _ in 0..trips {
             this.record(trip()?.as_nanos() as u64)?;
         }
-        self.cpu += cpu_time().saturating_sub(before);
+        self.cpu += cpu::used(libc::RUSAGE_SELF).saturating_sub(before);
         self.turns.push([0.5, 0.99, 0.05].map(|quantile| this.value_at_quantile(quantile) as f64));
         self.histogram.add(&this)?;
         Ok(())
@@ -106,20 +107,6 @@ impl Ratios<'_> {
         }
         best
     }
-}
-
-/// CPU time of this process so far.
-fn cpu_time() -> Duration {
-    // SAFETY: all zeros is a valid rusage, and the call fills it.
-    let usage = unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_SELF, &raw mut usage);
-        usage
-    };
-    [usage.ru_utime, usage.ru_stime]
-        .iter()
-        .map(|time| Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64))
-        .sum()
 }
 
 #[cfg(test)]

@@ -78,9 +78,6 @@ impl Burst {
 
     /// Lets all of them out, in order. Those that a tap has no room for are lost, as on any Ethernet.
     pub(super) fn write(&mut self) {
-        if self.packets.is_empty() {
-            return;
-        }
         if let [Packet { nic, start, len }] = *self.packets.as_slice() {
             // One by itself is quicker without a ring.
             let tap = self.taps.get(usize::from(nic));

@@ -132,7 +132,7 @@ impl GateSender {
         let made = Moment::from_nanos(burst.turn.as_nanos() - burst.queued);
         let way = (burst.turn.as_nanos(), burst.left.as_nanos());
         // Without room they are not counted.
-        let _ = self.put((kind::LEFT, 0, burst.packets), way, (burst.sequence, made), &[]);
+        let _ = self.put((kind::LEFT, 0, burst.packets), way, (0, made), &[]);
     }
 
     /// The guest kicked off the outputs that follow; or they come of an input, and begin when they are made.

@@ -136,10 +136,11 @@ impl PairLog {
         self.held = true;
     }
 
-    /// An output goes into the gate, behind those that could leave.
-    fn hold(&mut self) {
-        self.let_go();
-        self.held = true;
+    /// Whether a packet will leave with the next [`Self::let_go`].
+    fn passes(&mut self, nic: u8, frame: &[u8], sequence: u64) -> bool {
+        !self.next
+            && self.gate.is_empty()
+            && self.passage.as_mut().is_some_and(|passage| passage.take(nic, frame, sequence))
     }
 
     /// The channel is lost: the guest stands still until the arbiter has spoken.
@@ -154,26 +155,21 @@ impl PairLog {
 impl Outputs for PairLog {
     fn packet(&mut self, nic: u8, frame: &[u8]) {
         let sequence = self.awaited();
-        if !self.next
-            && self.gate.is_empty()
-            && let Some(passage) = &mut self.passage
-        {
-            if passage.take(nic, frame, sequence) {
-                return;
-            }
-            // Perhaps the burst was full.
-            self.let_go();
-            if self.gate.is_empty() && self.passage.as_mut().is_some_and(|p| p.take(nic, frame, sequence)) {
-                return;
-            }
+        if self.passes(nic, frame, sequence) {
+            return;
         }
-        self.hold();
-        self.gate.packet(nic, frame, sequence, now());
+        // Those before it first. If there were too many for one burst, there is room for it then.
+        self.let_go();
+        if !self.passes(nic, frame, sequence) {
+            self.held = true;
+            self.gate.packet(nic, frame, sequence, now());
+        }
     }
 
     fn disk(&mut self, request: DiskRequest<'_>) {
         let sequence = self.awaited();
-        self.hold();
+        self.let_go();
+        self.held = true;
         self.gate.disk(&request, sequence, now());
     }
 

@@ -32,8 +32,6 @@ pub(super) struct Passage {
 /// Packets that have left together.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Left {
-    /// The frame that they relied on.
-    pub(super) sequence: u64,
     pub(super) packets: u32,
     /// When it was their turn, and when they had left.
     pub(super) turn: Moment,
@@ -88,7 +86,7 @@ impl Passage {
         let left = now();
         let queued = self.written;
         self.written += left.since(turn);
-        Some(Left { sequence: self.relies, packets, turn, left, queued })
+        Some(Left { packets, turn, left, queued })
     }
 
     /// The packets that may not leave, for the gate; with the frame that they rely on. Call [`Self::forget`] behind it.

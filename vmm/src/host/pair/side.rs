@@ -167,8 +167,9 @@ impl Loop {
     fn on(&mut self, now: Moment, event: Event) {
         let before = self.s.side.state();
         let actions = self.s.side.on(now, event);
-        self.perform(&actions);
+        // Before anybody is told that the gate is shut.
         self.publish_lease();
+        self.perform(&actions);
         let after = self.s.side.state();
         if before != after {
             tracing::info!(from = ?before, to = ?after, generation = self.s.side.generation(), "role");
