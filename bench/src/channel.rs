@@ -113,7 +113,7 @@ struct Report {
     channel_over_iperf: Option<f64>,
     iperf_gbit_s: Option<f64>,
     throughput: Vec<throughput::Row>,
-    /// From kick to exit, the worse of the loads.
+    /// From kick to release, the worse of the loads.
     output_delay_over_rtt_p50: Option<f64>,
     output_delay_over_rtt_p99: Option<f64>,
     output_delay: Vec<output::Row>,
@@ -152,7 +152,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "this tandem-bench is built without RDMA: cargo build --release --features rdma -p tandem-bench"
         );
     }
-    pin::to_core(args.client_core)?;
+    let pinned = pin::to_core(args.client_core)?;
     let mut channel = Channel::open(args.backup_core, &TcpConfig::default())?;
     let frame = channel.frame_len()?;
     let (client, echo) = streams()?;
@@ -215,6 +215,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             row.option, row.ack_rtt_us, row.rtt_ratio, row.gbit_s, row.throughput_ratio
         );
     }
+    // What comes next starts processes, which have cores of their own.
+    drop(pinned);
     let delays = match args.pairs {
         0 => Err(skipped("--pairs 0")),
         turns => output::measure(turns)?,
@@ -290,8 +292,8 @@ fn tell_throughput(rows: &[throughput::Row], iperf_gbit_s: Option<f64>) {
 fn tell_delays(rows: &[output::Row]) {
     for row in rows {
         println!(
-            "output delay, {:>2} clients: p50 {:.0} us, p99 {:.0} us; over the round trip of {:.0} us: {:.2}, {:.2} \
-             (targets {}, {})",
+            "output delay, {:>2} clients, kick to release: p50 {:.0} us, p99 {:.0} us; over the round trip of {:.0} us: {:.2}, \
+             {:.2} (targets {}, {}); with queue and write {:.2}, {:.2}",
             row.clients,
             row.delay_us_p50,
             row.delay_us_p99,
@@ -299,7 +301,9 @@ fn tell_delays(rows: &[output::Row]) {
             row.over_rtt_p50,
             row.over_rtt_p99,
             OUTPUT_DELAY.0,
-            OUTPUT_DELAY.1
+            OUTPUT_DELAY.1,
+            row.total_over_rtt_p50,
+            row.total_over_rtt_p99
         );
         for stage in &row.stages {
             println!("   {:<10} {:>6.1} us (p50) {:>6.1} us (p99)", stage.name, stage.p50_us, stage.p99_us);
@@ -340,12 +344,12 @@ impl<S: SendHalf, R: ReceiveHalf> Channel<S, R> {
     ) -> Self {
         // The threads end when the sender is dropped: the stream ends, then the log.
         std::thread::spawn(move || {
-            pin::to_core(backup_core)?;
+            let _pinned = pin::to_core(backup_core)?;
             while receiver.poll(None).is_ok() {}
             anyhow::Ok(())
         });
         std::thread::spawn(move || {
-            pin::to_core(backup_core)?;
+            let _pinned = pin::to_core(backup_core)?;
             while let Next::Frame(frame) = reader.next(None)? {
                 let sequence = frame.header.sequence;
                 reader.progress().store(Executed { sequence, position: sequence, digest: sequence });

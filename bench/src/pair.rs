@@ -296,7 +296,7 @@ pub(crate) fn ping_pong(bed: &Bed) -> Result<f64> {
         stream.set_nodelay(true)?;
     }
     let trips = std::thread::spawn(move || {
-        pin::to_core(CORES[0])?;
+        let _pinned = pin::to_core(CORES[0])?;
         let mut bare = PingPong::open(client, echo, CORES[1], FRAME, ACK_FRAME_LEN)?;
         (0..TRIPS).map(|_| Ok(micros(bare.trip()?))).collect::<Result<Vec<_>>>()
     });

@@ -25,7 +25,7 @@ impl PingPong {
         back: usize,
     ) -> Result<Self> {
         std::thread::spawn(move || {
-            pin::to_core(echo_core)?;
+            let _pinned = pin::to_core(echo_core)?;
             let mut side = Side::new(echo, back, there)?;
             side.receive(false)?;
             loop {

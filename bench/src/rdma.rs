@@ -7,14 +7,17 @@
 
 use anyhow::Result;
 use serde::Serialize as Json;
+use std::time::Duration;
 
 use crate::pin;
 
 mod bed;
+mod together;
 mod turns;
 mod ways;
 
 use bed::Bed;
+use together::Together;
 use turns::{LOW, MEDIAN, Ratios, TAIL, Taken};
 use ways::{Ack, Way};
 
@@ -43,6 +46,8 @@ struct Report {
     rdma_over_tcp_rtt_read_of: Way,
     /// Why the two are null.
     reason: Option<String>,
+    /// The part of the time for which one of the two cores stood still.
+    one_core_away: f64,
     /// Both by the fifth of 100 trips instead of the median.
     rdma_over_tcp_rtt_p05: f64,
     rdma_over_tcp_rtt_p05_of: Way,
@@ -66,13 +71,17 @@ struct Report {
 /// There is no bed (tests/rdma/bed), or no connection on it.
 pub(crate) fn run(turns: u32, trips: u32, client_core: usize, backup_core: usize) -> Result<()> {
     let bed = Bed::find()?;
-    pin::to_core(client_core)?;
+    let _pinned = pin::to_core(client_core)?;
     let mut all =
         Way::all().into_iter().map(Some).chain([None]).map(Taken::new).collect::<Result<Vec<_>>>()?;
     let tcp = Way::all()[0].link();
     let frame = bed.channel(&tcp, backup_core)?.frame_len()?;
+    let mut together = Together::default();
     for _ in 0..turns {
         for taken in &mut all {
+            // What is left of the turn before is taken down by then.
+            std::thread::sleep(Duration::from_millis(50));
+            together.look(backup_core)?;
             match taken.way {
                 Some(way) => {
                     let mut channel = bed.channel(&way.link(), backup_core)?;
@@ -103,10 +112,11 @@ pub(crate) fn run(turns: u32, trips: u32, client_core: usize, backup_core: usize
     let (low_way, low) = ratios.best(LOW, &[Ack::Read, Ack::Placed]);
     let (low_read_way, low_read) = ratios.best(LOW, &[Ack::Read]);
     println!("by the fifth of 100 trips: {low:.3} with {low_way}; {low_read:.3} with {low_read_way}");
-    let reason = ratios.doubt();
+    let reason = together.doubt();
     if let Some(reason) = &reason {
         println!("not to be believed: {reason}");
     }
+    println!("one of the two cores stood still for {:.1} % of the time", together.away() * 100.0);
     let figure = |ratio| reason.is_none().then_some(ratio);
     let is = |ack: Ack| move |way: Option<Way>| way.is_some_and(|way| way.ack == ack);
     let report = Report {
@@ -115,6 +125,7 @@ pub(crate) fn run(turns: u32, trips: u32, client_core: usize, backup_core: usize
         rdma_over_tcp_rtt_of: best_way,
         rdma_over_tcp_rtt_read: figure(read),
         rdma_over_tcp_rtt_read_of: read_way,
+        one_core_away: together.away(),
         rdma_over_tcp_rtt_p05: low,
         rdma_over_tcp_rtt_p05_of: low_way,
         rdma_over_tcp_rtt_read_p05: low_read,

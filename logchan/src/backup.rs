@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::ack::{ACK_FRAME_LEN, Ack, AckFlags};
 use crate::doorbell::Doorbell;
@@ -357,7 +357,7 @@ impl LogReader {
     /// # Errors
     /// As [`Self::next`].
     pub fn next_spinning(&mut self, spins: u32, timeout: Option<Duration>) -> Result<Next<'_>, FrameError> {
-        let mut slept = false;
+        let mut deadline = None;
         loop {
             let seen = self.frames.look();
             if self.consumer.front().is_some() {
@@ -366,13 +366,20 @@ impl LogReader {
             if self.consumer.is_finished() {
                 return Ok(Next::End);
             }
-            if slept && timeout.is_some() {
-                return Ok(Next::Empty);
-            }
-            if timeout != Some(Duration::ZERO) {
-                self.frames.spin_then_wait(seen, spins, timeout);
-            }
-            slept = true;
+            // A wake may be for nothing: what counts is the clock, which is read only where there is nothing to do.
+            let left = match timeout {
+                None => None,
+                Some(timeout) if timeout.is_zero() => return Ok(Next::Empty),
+                Some(timeout) => {
+                    let now = Instant::now();
+                    let deadline = *deadline.get_or_insert(now + timeout);
+                    if now >= deadline {
+                        return Ok(Next::Empty);
+                    }
+                    Some(deadline - now)
+                }
+            };
+            self.frames.spin_then_wait(seen, spins, left);
         }
         self.consumer.front().map_or(Ok(Next::Empty), |bytes| Frame::verified_before(bytes).map(Next::Frame))
     }
@@ -401,5 +408,32 @@ impl LogReader {
     #[must_use]
     pub const fn progress(&self) -> &Arc<Progress> {
         &self.progress
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::transport::inproc;
+
+    /// The receiver rings once more for a frame that the reader has seen already, and a futex wakes for nothing.
+    #[test]
+    fn a_ring_for_nothing_does_not_end_the_wait_for_a_frame() {
+        let timeout = Duration::from_millis(80);
+        let (receiver, mut reader) = pair(inproc::link(4096).unwrap().backup, 1, 0);
+        let bell = Arc::clone(&reader.frames);
+        let ringer = std::thread::spawn(move || {
+            for _ in 0..8 {
+                std::thread::sleep(timeout / 20);
+                bell.ring();
+            }
+        });
+        let began = Instant::now();
+        assert_eq!(reader.next(Some(timeout)).unwrap(), Next::Empty);
+        assert!(began.elapsed() >= timeout);
+        ringer.join().unwrap();
+        assert_eq!(reader.next(Some(Duration::ZERO)).unwrap(), Next::Empty);
+        drop(receiver);
+        assert_eq!(reader.next(Some(timeout)).unwrap(), Next::End);
     }
 }

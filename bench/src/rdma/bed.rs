@@ -87,7 +87,7 @@ impl Bed {
         let key = || PreSharedKey::new([7; 32]);
         std::thread::spawn(move || {
             bed.enter(1)?;
-            pin::to_core(echo_core)?;
+            let _pinned = pin::to_core(echo_core)?;
             let mut end = PingPong::open(listener.accept()?.0, Side::Backup, &key(), len, PATIENCE)?;
             while end.echo().is_ok() {}
             anyhow::Ok(())

@@ -80,19 +80,6 @@ impl Ratios<'_> {
         self.of(MEDIAN, |one| one == way, |one| one.is_some_and(|one| one.ack == Ack::Tcp))
     }
 
-    /// Why the figures mean nothing, if so: two emulated CPUs that did not run at the same time. A write that the peer's
-    /// adapter acknowledges cannot be faster than half of a write there and one back.
-    pub(super) fn doubt(&self) -> Option<String> {
-        let placed =
-            self.of(MEDIAN, |way| way.is_some_and(|way| way.ack == Ack::Placed), |way| way.is_none());
-        (placed < 0.5).then(|| {
-            format!(
-                "this machine is too busy to run two emulated CPUs at once: an acknowledged write took {placed} of one \
-                 there and one back"
-            )
-        })
-    }
-
     /// Of the ways with these acks the best against TCP that waits in the same way.
     pub(super) fn best(&self, which: usize, acks: &[Ack]) -> (Way, f64) {
         let mut best = (Way { ack: acks[0], completion: Waits::Events }, f64::INFINITY);
@@ -138,9 +125,5 @@ mod tests {
         assert_eq!(ratios.best(MEDIAN, &[Ack::Read]), (way(Ack::Read, Waits::Events), 1.2));
         assert_eq!(ratios.over_fastest_tcp(Some(way(Ack::Placed, Waits::Events))), 2.0);
         assert_eq!(ratios.over_fastest_tcp(None), 2.0);
-        assert_eq!(ratios.doubt(), None);
-        all.pop();
-        all.push(taken(None, &[400.0; 3]));
-        assert!(Ratios(&all).doubt().unwrap().contains("too busy"));
     }
 }

@@ -163,10 +163,11 @@ pub struct OutputDelay {
     pub total_p50_us: f64,
     /// 99 of 100 took at most this long for that.
     pub total_p99_us: f64,
-    /// As `total_p50_us`, without the time in which outputs were written that left before it in the same round.
-    pub own_p50_us: f64,
-    /// As `total_p99_us`, in the same way.
-    pub own_p99_us: f64,
+    /// Half of them were released at most this long after the guest's kick: all of that way but "queue" and "write", which
+    /// an unprotected machine has too.
+    pub release_p50_us: f64,
+    /// 99 of 100 were released at most this long after it.
+    pub release_p99_us: f64,
     /// That way, stage by stage.
     pub stages: Vec<OutputStage>,
 }
