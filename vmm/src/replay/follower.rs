@@ -16,7 +16,7 @@ use super::divergence::{Difference, Divergence};
 use super::player::{Event, LogError, Player};
 use super::run::{Driver, Flow, Phase, Run};
 use super::shipped::Shipped;
-use super::stop::{PART_PAGES, StopCounts, StopError, is_last, load};
+use super::stop::{PART_PAGES, StopCounts, StopError, Unpacker, is_last, load};
 use super::trace::ExitRecord;
 
 /// Where batches come from: a file, or the channel's receiving ring.
@@ -86,6 +86,8 @@ pub struct Follower<B, O> {
     parts: Vec<Vec<u8>>,
     /// What forced stops have shipped so far.
     shipped: Shipped,
+    /// Where they are unpacked.
+    unpacker: Unpacker,
     /// Forced stops applied.
     pub stops: StopCounts,
 }
@@ -119,6 +121,7 @@ where
             compared: true,
             parts: Vec::new(),
             shipped: Shipped::default(),
+            unpacker: Unpacker::default(),
             stops: StopCounts::default(),
         }
     }
@@ -273,7 +276,8 @@ where
                             self.captured.skip(captured.into()).map_err(|at| LogError::Captured { at })?;
                             run.skip_captured(captured.into());
                             let parts = self.parts.iter().map(Vec::as_slice).chain([image]);
-                            load(parts, &mut run.machine, &mut self.shipped, &mut self.stops)?;
+                            let (unpacker, shipped) = (&mut self.unpacker, &mut self.shipped);
+                            load(parts, &mut run.machine, unpacker, shipped, &mut self.stops)?;
                             self.parts.clear();
                             run.replace_entry();
                             return Ok(Flow::Continue);

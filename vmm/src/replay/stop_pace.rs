@@ -42,10 +42,10 @@ pub struct StopPace {
 }
 
 impl StopPace {
-    /// The guest computes so many times as long as a stop took before the next: stops take 5 per cent of the time at
-    /// most, and what they cost behind, in faults, about half as much again. A stop of a quarter of a millisecond
+    /// The guest computes so many times as long as a stop took before the next: stops take 3 per cent of the time at
+    /// most, and what they cost behind, in faults, about half as much again. A stop of 0.15 ms
     /// still leaves room for one every 5 ms.
-    pub const COMPUTES: u64 = 20;
+    pub const COMPUTES: u64 = 32;
 
     /// Whether the guest, which computes, may be stopped after `spent`.
     #[must_use]
