@@ -43,9 +43,6 @@ enum Figure {
     Paper(paper::Args),
     /// The same guest and work on QEMU.
     Peers(paper::Args),
-    /// The backup's host of `paper`, in the second virtme-ng machine.
-    #[command(hide = true)]
-    Host,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -57,6 +54,5 @@ fn main() -> anyhow::Result<()> {
         Figure::Log(args) => log::run(&args),
         Figure::Paper(args) => paper::run(&args),
         Figure::Peers(args) => peers::run(&args),
-        Figure::Host => paper::serve(),
     }
 }

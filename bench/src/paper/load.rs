@@ -18,7 +18,7 @@ const WRITES: u32 = 4;
 /// The clients that make a row's load, all at once; none for a row that the guest does by itself.
 pub(crate) fn commands(row: Row, size: &Size, guest: &str) -> Vec<Command> {
     let words = |text: String| text.split_whitespace().map(OsString::from).collect::<Command>();
-    let Size { transactions, seconds, pages, .. } = size;
+    let Size { transactions, seconds, omit, pages, .. } = size;
     match row {
         Row::Jvm | Row::Compile => Vec::new(),
         Row::Database => vec![words(format!(
@@ -33,11 +33,11 @@ pub(crate) fn commands(row: Row, size: &Size, guest: &str) -> Vec<Command> {
             )),
         ],
         Row::Receive => {
-            vec![words(format!("/usr/bin/iperf3 --client {guest} --json --time {seconds} --omit 1"))]
+            vec![words(format!("/usr/bin/iperf3 --client {guest} --json --time {seconds} --omit {omit}"))]
         }
         Row::Transmit => {
             vec![words(format!(
-                "/usr/bin/iperf3 --client {guest} --json --time {seconds} --omit 1 --reverse"
+                "/usr/bin/iperf3 --client {guest} --json --time {seconds} --omit {omit} --reverse"
             ))]
         }
     }
@@ -97,7 +97,7 @@ mod tests {
         for row in Row::ALL {
             assert_eq!(commands(row, &SIZE, "10.77.0.2").is_empty(), row.is_batch(), "{}", row.name());
         }
-        assert!(commands(Row::Database, &SIZE, "x")[0].contains(&"--transactions=5".into()));
+        assert!(commands(Row::Database, &SIZE, "x")[0].contains(&"--transactions=10".into()));
         let shop = commands(Row::Shop, &SIZE, "10.77.0.2");
         assert!(shop[0].contains(&"http://10.77.0.2/10.html".into()));
         assert!(commands(Row::Transmit, &SIZE, "x")[0].contains(&"--reverse".into()));
@@ -108,9 +108,9 @@ mod tests {
         let pgbench =
             "number of failed transactions: 0 (0.000%)\ntps = 12.5 (without initial connection time)\n";
         assert_eq!(rate(Row::Database, &SIZE, &said(&[pgbench]), 1.0), Ok(12.5));
-        let ab = "Complete requests:      20\nFailed requests:        0\n";
+        let ab = "Complete requests:      40\nFailed requests:        0\n";
         let redis = "\"test\",\"rps\"\n\"SET\",\"120.5\"\n";
-        assert_eq!(rate(Row::Shop, &SIZE, &said(&[ab, redis]), 10.0), Ok(10.0));
+        assert_eq!(rate(Row::Shop, &SIZE, &said(&[ab, redis]), 10.0), Ok(20.0));
         let iperf = r#"{"end":{"sum_received":{"bits_per_second":2500000.0}}}"#;
         assert_eq!(rate(Row::Receive, &SIZE, &said(&[iperf]), 1.0), Ok(2.5));
     }
@@ -119,7 +119,7 @@ mod tests {
     fn what_failed_is_no_rate() {
         assert!(rate(Row::Database, &SIZE, &said(&["pgbench: error"]), 1.0).is_err());
         assert!(rate(Row::Database, &SIZE, &[], 1.0).is_err());
-        let ab = "Complete requests:      20\nFailed requests:        2\n";
+        let ab = "Complete requests:      40\nFailed requests:        2\n";
         assert!(rate(Row::Shop, &SIZE, &said(&[ab, "\"SET\",\"1\""]), 1.0).is_err());
         assert!(rate(Row::Shop, &SIZE, &said(&["", ""]), 1.0).is_err());
         let error = rate(Row::Transmit, &SIZE, &said(&[r#"{"error":"busy"}"#]), 1.0).unwrap_err();

@@ -129,8 +129,8 @@ impl Drop for Machine {
 ///
 /// # Errors
 /// When it does not answer or has ended.
-pub(crate) fn look(side: &Side) -> Result<Look> {
-    let spent = Spent::so_far(side.process.pid());
+pub(crate) fn look(side: &Side, host: Host) -> Result<Look> {
+    let spent = Spent::so_far(side.process.pid(), core(host));
     Ok(Look { status: side.status()?, cpu: cpu(&side.process)?, spent })
 }
 

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
 use tandem_tests::bed::CORES;
 use tandem_tests::config::{Files, Pace, new_key};
 use tandem_tests::lab::{GUEST, Host, Lab};
@@ -14,9 +15,10 @@ use tandem_tests::side::Side;
 use tandem_vmm::host::control::Role;
 use tandem_vmm::host::shutdown::Shutdown;
 
-use super::backup::BackupHost;
 use super::config::{Orders, config, qemu, qemu_cmdline};
 use super::console::{Lines, Mark, mark, rounds};
+use super::emulated::TimeLeft;
+use super::failover::go_live;
 use super::load;
 use super::machine::{Machine, Shared, Sources, look};
 use super::size::Size;
@@ -27,7 +29,7 @@ use crate::report::{Event, Row, Usage};
 const LOOK: Duration = Duration::from_millis(15);
 
 /// What runs the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Kind {
     /// Tandem, unprotected.
     Alone,
@@ -49,7 +51,7 @@ impl Kind {
 }
 
 /// One turn of a row.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Measured {
     /// Of all rounds of batch work that count, or the one that the clients saw; in the row's unit.
     pub(crate) rates: Vec<f64>,
@@ -62,7 +64,7 @@ pub(crate) struct Measured {
 /// The stage.
 #[derive(Debug)]
 pub(crate) struct Stage {
-    backup: BackupHost,
+    backup: Option<Side>,
     machine: Machine,
     clients: Clients,
     /// How fast things are.
@@ -70,14 +72,13 @@ pub(crate) struct Stage {
     /// The guest's command line without what it is to do.
     cmdline: String,
     interrupted: Shutdown,
-    deadline: Instant,
+    time: TimeLeft,
     lab: Lab,
 }
 
 /// A running VM.
 #[derive(Debug)]
 pub(crate) struct Vm {
-    kind: Kind,
     process: Runs,
     directory: PathBuf,
     console: PathBuf,
@@ -97,25 +98,17 @@ impl Stage {
     ///
     /// # Errors
     /// Without root, or when files are missing.
-    pub(crate) fn new(
-        sources: Sources,
-        cmdline: String,
-        pace: Pace,
-        two_machines: bool,
-        time: Duration,
-    ) -> Result<Self> {
-        let deadline = Instant::now() + time;
+    pub(crate) fn new(sources: Sources, cmdline: String, pace: Pace, time: TimeLeft) -> Result<Self> {
         let interrupted = Shutdown::on_signals()?;
         let lab = Lab::new()?;
         let machine = Machine::new(sources)?;
         let clients = Clients::new(&machine)?;
-        let backup = if two_machines { BackupHost::there(&lab)? } else { BackupHost::Here(None) };
-        Ok(Self { backup, machine, clients, pace, cmdline, interrupted, deadline, lab })
+        Ok(Self { backup: None, machine, clients, pace, cmdline, interrupted, time, lab })
     }
 
     /// The time that is left.
     pub(crate) fn left(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
+        self.time.left()
     }
 
     fn go_on(&self) -> Result<()> {
@@ -140,17 +133,17 @@ impl Stage {
             Kind::Alone => {
                 (Runs::Tandem(self.machine.start("run", &self.lab, Host::Primary, &files)?), "run.out")
             }
-            Kind::Pair => (Runs::Tandem(self.pair(&files, &shared)?), "primary.out"),
+            Kind::Pair => (Runs::Tandem(self.pair(&files)?), "primary.out"),
             Kind::Qemu => (Runs::Qemu(self.qemu(&files.directory, orders)?), "qemu.out"),
         };
         let directory = files.directory;
         let console = directory.join(console);
         let (lines, told) = (Lines::default(), Vec::new());
-        Ok(Vm { kind, process, directory, console, read: 0, lines, told })
+        Ok(Vm { process, directory, console, read: 0, lines, told })
     }
 
-    fn pair(&mut self, files: &Files, shared: &Shared) -> Result<Side> {
-        self.backup.start(&self.machine, &self.lab, files, shared)?;
+    fn pair(&mut self, files: &Files) -> Result<Side> {
+        self.backup = Some(self.machine.start("backup", &self.lab, Host::Backup, files)?);
         let mut primary = self.machine.start("primary", &self.lab, Host::Primary, files)?;
         primary.wait_for_role(&[Role::Primary], Duration::from_secs(3) * self.pace.patience)?;
         Ok(primary)
@@ -169,23 +162,14 @@ impl Stage {
 
     /// Ends a VM, and its backup.
     pub(crate) fn end(&mut self, vm: Vm) {
-        let paired = vm.kind == Kind::Pair;
         drop(vm);
-        if paired {
-            self.backup.end();
-        }
+        self.backup = None;
     }
 
     fn looks(&mut self, vm: &Vm) -> Result<Vec<Look>> {
         let Runs::Tandem(side) = &vm.process else { return Ok(Vec::new()) };
-        if vm.kind == Kind::Alone {
-            return Ok(vec![look(side)?]);
-        }
-        let mut looks = vec![look(side)?];
-        if vm.kind == Kind::Pair {
-            looks.push(self.backup.look()?);
-        }
-        Ok(looks)
+        let backup = self.backup.iter().map(|backup| (backup, Host::Backup));
+        [(side, Host::Primary)].into_iter().chain(backup).map(|(side, host)| look(side, host)).collect()
     }
 
     /// Waits for the batch rows, one after the other, in the guest's order.
@@ -288,7 +272,8 @@ impl Stage {
         let Runs::Tandem(side) = &mut vm.process else { bail!("not a pair") };
         let began = Instant::now();
         side.process.kill();
-        let events = self.backup.go_live(Duration::from_secs(2) * self.pace.patience)?;
+        let backup = self.backup.as_mut().context("there is no backup")?;
+        let events = go_live(backup, Duration::from_secs(2) * self.pace.patience)?;
         Ok((began.elapsed().as_secs_f64() * 1e3, events))
     }
 

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::config::Orders;
 use super::progress::Progress;
 use super::size::Size;
@@ -14,9 +16,11 @@ use crate::report::{Event, Row, RowReport};
 const RESERVE: Duration = Duration::from_secs(5);
 
 /// All turns of all rows so far.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Turns {
+    #[serde(with = "pairs")]
     measured: BTreeMap<(Row, Kind), Vec<Measured>>,
+    #[serde(with = "pairs")]
     failed: BTreeMap<(Row, Kind), String>,
     /// Of a pair whose guest idled, in Mbit/s; or why it is not known.
     pub(crate) idle: Option<Result<f64, String>>,
@@ -35,7 +39,35 @@ pub(crate) struct Asked<'a> {
     pub(crate) end: bool,
 }
 
+/// JSON has no maps by such keys.
+mod pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<K: Serialize, V: Serialize, S: Serializer>(
+        map: &BTreeMap<K, V>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(map)
+    }
+
+    pub(super) fn deserialize<'a, K: Deserialize<'a> + Ord, V: Deserialize<'a>, D: Deserializer<'a>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<K, V>, D::Error> {
+        Vec::<(K, V)>::deserialize(deserializer).map(BTreeMap::from_iter)
+    }
+}
+
 impl Turns {
+    /// Adds what was measured elsewhere on other kinds of VMs.
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.measured.extend(other.measured);
+        self.failed.extend(other.failed);
+        self.idle = other.idle.or(self.idle.take());
+        self.failover = other.failover.or(self.failover.take());
+    }
+
     /// One turn: a VM boots, every row is measured on it, it ends. What fails is noted, and the rest goes on.
     pub(crate) fn turn(&mut self, stage: &mut Stage, kind: Kind, asked: &Asked<'_>, progress: &mut Progress) {
         let serve = asked.end || asked.rows.iter().any(|row| !row.is_batch());
@@ -47,7 +79,7 @@ impl Turns {
             Ok(vm) => vm,
             Err(error) => {
                 progress.say(&format!("{error:#}"));
-                return self.all_failed(kind, asked, &format!("{error:#}"));
+                return self.lost(kind, asked.rows, asked.end, &format!("{error:#}"));
             }
         };
         self.rows(stage, &mut vm, kind, asked, &batch, progress);
@@ -67,7 +99,7 @@ impl Turns {
             progress.step(&format!("{} on the {} VM", row.name(), kind.name()));
             let measured = stage.batch(vm, *row);
             if let Err(why) = self.note(*row, kind, measured, progress) {
-                return self.all_failed(kind, asked, &why);
+                return self.lost(kind, asked.rows, asked.end, &why);
             }
         }
         let clients: Vec<_> = asked.rows.iter().copied().filter(|row| !row.is_batch()).collect();
@@ -75,7 +107,7 @@ impl Turns {
             return;
         }
         if let Err(error) = stage.serving(vm) {
-            return self.all_failed(kind, asked, &format!("{error:#}"));
+            return self.lost(kind, asked.rows, asked.end, &format!("{error:#}"));
         }
         for row in clients {
             progress.step(&format!("{} on the {} VM", row.name(), kind.name()));
@@ -136,14 +168,14 @@ impl Turns {
         }
     }
 
-    /// What was not measured yet has this reason.
-    fn all_failed(&mut self, kind: Kind, asked: &Asked<'_>, why: &str) {
-        for row in asked.rows {
+    /// What was not measured yet of these rows, and at the `end`, has this reason.
+    pub(crate) fn lost(&mut self, kind: Kind, rows: &[Row], end: bool, why: &str) {
+        for row in rows {
             if !self.measured.contains_key(&(*row, kind)) {
                 self.failed.entry((*row, kind)).or_insert_with(|| why.to_owned());
             }
         }
-        if asked.end && kind == Kind::Pair {
+        if end && kind == Kind::Pair {
             self.idle.get_or_insert_with(|| Err(why.to_owned()));
             self.failover.get_or_insert_with(|| Err(why.to_owned()));
         }
@@ -241,13 +273,32 @@ mod tests {
     #[test]
     fn what_is_missing_has_a_reason() {
         let mut turns = Turns::default();
-        let size = Size::new(true, true);
-        let asked = Asked { rows: &[Row::Shop], size: &size, end: true };
-        turns.all_failed(Kind::Pair, &asked, "no disk");
+        turns.lost(Kind::Pair, &[Row::Shop], true, "no disk");
         let row = turns.report(Row::Shop, &[Kind::Alone, Kind::Pair, Kind::Qemu]);
         assert_eq!(row.reason.as_deref(), Some("unprotected: not reached"));
         assert_eq!(row.reason_qemu.as_deref(), Some("QEMU: not reached"));
         assert_eq!(turns.why(Row::Shop, Kind::Pair).as_deref(), Some("protected: no disk"));
         assert!(matches!(turns.idle, Some(Err(_))) && matches!(turns.failover, Some(Err(_))));
+    }
+
+    #[test]
+    fn what_two_machines_measured_comes_together() {
+        let mut pair = Turns::default();
+        pair.measured.insert((Row::Jvm, Kind::Pair), vec![measured(&[1.0], "a")]);
+        pair.idle = Some(Err("no time".to_owned()));
+        pair.failover = Some(Ok((70.0, vec![Event { ms: 1.0, text: "live".to_owned() }])));
+        let mut alone = Turns::default();
+        alone.measured.insert((Row::Jvm, Kind::Alone), vec![measured(&[2.0], "a")]);
+        alone.leave_out(Kind::Qemu, &[Row::Jvm], "elsewhere");
+        let mut all = Turns::default();
+        for one in [pair, alone] {
+            let text = serde_json::to_string(&one).unwrap();
+            all.merge(serde_json::from_str(&text).unwrap());
+        }
+        let row = all.report(Row::Jvm, &[Kind::Alone, Kind::Pair, Kind::Qemu]);
+        assert_eq!(row.ratio.unwrap().median, 0.5);
+        assert_eq!(row.reason_qemu.as_deref(), Some("QEMU: elsewhere"));
+        assert_eq!(all.idle, Some(Err("no time".to_owned())));
+        assert!(matches!(&all.failover, Some(Ok((ms, events))) if *ms == 70.0 && events.len() == 1));
     }
 }

@@ -24,10 +24,11 @@ impl Usage {
         let mut usage = Self { seconds, ..Self::default() };
         if let (Some(first), Some(last)) = (before.first(), after.first()) {
             usage.primary(&first.status, &last.status, seconds);
-            usage.spent = last.spent.zip(first.spent).map(|(last, first)| last.since(&first, seconds));
+            usage.spent = spent(first, last, seconds);
             usage.primary_cpu = Some((last.cpu - first.cpu) / seconds);
         }
         if let (Some(first), Some(last)) = (before.get(1), after.get(1)) {
+            usage.backup_spent = spent(first, last, seconds);
             usage.backup_cpu = Some((last.cpu - first.cpu) / seconds);
         }
         usage
@@ -62,6 +63,10 @@ impl Usage {
         self.output_delay_us_p50 = after.output_delay.as_ref().map(|delay| delay.p50_us);
         self.output_delay_us_p99 = after.output_delay.as_ref().map(|delay| delay.p99_us);
     }
+}
+
+fn spent(first: &Look, last: &Look, seconds: f64) -> Option<Spent> {
+    last.spent.zip(first.spent).map(|(last, first)| last.since(&first, seconds))
 }
 
 /// CPU seconds of a process, user and system, from `/proc/PID/stat`.

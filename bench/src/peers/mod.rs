@@ -1,7 +1,7 @@
 //! `tandem-bench peers`: the same guest and work on QEMU: with the same KVM unprotected, with COLO as a pair, and with its
 //! instruction counting as recorder.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use tandem_tests::bed::Program;
 use tandem_tests::linux::{self, Place};
 
@@ -10,10 +10,6 @@ mod icount;
 mod qmp;
 
 use crate::paper::{self, Args, Kind};
-use crate::report::Peer;
-
-/// What was measured before the run went on in virtme-ng, as JSON.
-const BEFORE: &str = "TANDEM_BENCH_PEERS";
 
 /// Measures, prints one line of JSON.
 ///
@@ -21,17 +17,19 @@ const BEFORE: &str = "TANDEM_BENCH_PEERS";
 /// Nothing runs a Linux guest here, or nothing can be set up.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let (sources, cmdline) = paper::sources()?;
-    let mut peers: Vec<Peer> = match std::env::var(BEFORE) {
-        Ok(text) => serde_json::from_str(&text).context("what the peers did is lost")?,
-        Err(_) => {
-            eprintln!("QEMU records and replays the guest, in software");
-            vec![icount::measure(&sources, &cmdline)]
-        }
+    let place = linux::place(Program::tandem()?.path())?;
+    let mut peers = Vec::new();
+    if place != Place::Emulated {
+        eprintln!("QEMU records and replays the guest, in software");
+        peers.push(icount::measure(&sources, &cmdline));
+    }
+    let colo_is_here = match place {
+        Place::Here => true,
+        // In one of the machines.
+        Place::Emulated => paper::emulated::kind() == Some(Kind::Qemu),
+        Place::VirtmeNg => false,
     };
-    if linux::place(Program::tandem()?.path())? == Place::VirtmeNg {
-        // SAFETY: this process has no other thread yet.
-        unsafe { std::env::set_var(BEFORE, serde_json::to_string(&peers)?) };
-    } else {
+    if colo_is_here {
         eprintln!("QEMU's COLO protects the guest");
         // Two turns; the other half of the time is for what comes after.
         peers.push(colo::measure(&sources, &cmdline, args.time_left() / 4));

@@ -21,14 +21,17 @@ pub(super) fn write(text: &mut String, rows: &[RowReport]) -> std::fmt::Result {
     writeln!(text, "## Where the time goes (the last turns)\n")?;
     writeln!(
         text,
-        "Of the primary's machine, in % of one CPU: its vCPU thread in the guest, in the VMM and in the kernel; the VMM's \
-         other threads; clients, the log's network and the rest; idle.\n"
+        "Of the core of the primary and its clients, and of the backup's, in % of it: the vCPU thread in the guest, in the VMM and in the \
+         kernel; the VMM's other threads; clients, the log's network and the rest; idle.\n"
     )?;
     writeln!(text, "| row | VM | guest | VMM | kernel | other threads | clients, rest | idle |")?;
     writeln!(text, "|---|---|---|---|---|---|---|---|")?;
     for (row, name, usage) in &turns {
         if let Some(spent) = &usage.spent {
             writeln!(text, "| {row} | {name} | {} |", shares(spent))?;
+        }
+        if let Some(spent) = &usage.backup_spent {
+            writeln!(text, "| {row} | backup | {} |", shares(spent))?;
         }
     }
     writeln!(

@@ -1,10 +1,10 @@
-//! Where the time of the machine that runs a VM goes, from what its kernel counts in ticks.
+//! Where the time of the core goes on which a VM and its clients run, from what its kernel counts in ticks.
 
 use std::fs;
 
 use serde::{Deserialize, Serialize};
 
-/// CPU seconds since the start of a process and of its machine; as the difference of two, by the time between them,
+/// CPU seconds since the start of a process and of its core; as the difference of two, by the time between them,
 /// CPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -17,15 +17,15 @@ pub(crate) struct Spent {
     pub(crate) kernel: f64,
     /// All other threads of the VMM: outputs, acks, disks, taps.
     pub(crate) threads: f64,
-    /// Everything else on the machine: clients, interrupts, the log's network.
+    /// Everything else on the core: clients, interrupts, the log's network.
     pub(crate) others: f64,
-    /// Nothing to do.
+    /// Nothing to do, or only what is done when there is nothing else to do.
     pub(crate) idle: f64,
 }
 
 impl Spent {
-    /// By process `pid` so far; none if it has ended or the kernel does not say.
-    pub(crate) fn so_far(pid: u32) -> Option<Self> {
+    /// By process `pid`, which runs on `core`, so far; none if it has ended or the kernel does not say.
+    pub(crate) fn so_far(pid: u32, core: usize) -> Option<Self> {
         // SAFETY: takes no pointers.
         let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
         let mut tasks = Vec::new();
@@ -33,11 +33,11 @@ impl Spent {
             // A thread may end meanwhile.
             tasks.extend(fs::read_to_string(task.path().join("stat")));
         }
-        Self::read(&fs::read_to_string("/proc/stat").ok()?, pid, &tasks, ticks)
+        Self::read(&fs::read_to_string("/proc/stat").ok()?, core, pid, &tasks, ticks)
     }
 
     /// From `/proc/stat` and the `stat` of each thread of `pid`.
-    fn read(machine: &str, pid: u32, tasks: &[String], ticks: f64) -> Option<Self> {
+    fn read(machine: &str, core: usize, pid: u32, tasks: &[String], ticks: f64) -> Option<Self> {
         let threads: Vec<_> = tasks.iter().filter_map(|stat| Thread::read(stat)).collect();
         let main = pid.to_string();
         let vcpu = threads
@@ -45,7 +45,8 @@ impl Spent {
             .find(|thread| thread.name == "tandem-vcpu")
             .or_else(|| threads.iter().find(|thread| thread.id == main))?;
         let all: f64 = threads.iter().map(|thread| thread.user + thread.system).sum();
-        let fields = machine.lines().next()?.strip_prefix("cpu ")?.split_whitespace();
+        let core = format!("cpu{core} ");
+        let fields = machine.lines().find_map(|line| line.strip_prefix(&core))?.split_whitespace();
         // user nice system idle iowait irq softirq steal; guest time is part of user.
         let spent: Vec<f64> = fields.take(8).map_while(|field| field.parse().ok()).collect();
         let [user, nice, system, idle, wait, irq, softirq, ..] = spent[..] else { return None };
@@ -54,8 +55,8 @@ impl Spent {
             vmm: vcpu.user - vcpu.guest,
             kernel: vcpu.system,
             threads: all - vcpu.user - vcpu.system,
-            others: user + nice + system + irq + softirq - all,
-            idle: idle + wait,
+            others: user + system + irq + softirq - all,
+            idle: idle + wait + nice,
         };
         Some(in_ticks.map(|value| value / ticks))
     }
@@ -113,15 +114,15 @@ mod tests {
 
     #[test]
     fn the_vcpu_thread_is_told_from_the_others_and_from_the_machine() {
-        let machine = "cpu  500 20 100 300 50 5 25 0 200 0\ncpu0 1 2\n";
+        let machine = "cpu  900 0 0 0 0 0 0 0 0 0\ncpu0 500 20 100 300 50 5 25 0 200 0\ncpu1 1 2\n";
         let tasks = [stat(7, "tandem", 30, 10, 0), stat(9, "tandem-vcpu", 250, 40, 200)];
-        let spent = Spent::read(machine, 7, &tasks, 100.0).unwrap();
-        let told = Spent { guest: 2.0, vmm: 0.5, kernel: 0.4, threads: 0.4, others: 3.2, idle: 3.5 };
+        let spent = Spent::read(machine, 0, 7, &tasks, 100.0).unwrap();
+        let told = Spent { guest: 2.0, vmm: 0.5, kernel: 0.4, threads: 0.4, others: 3.0, idle: 3.7 };
         assert_eq!(spent, told);
-        let alone = Spent::read(machine, 7, &tasks[..1], 100.0).unwrap();
+        let alone = Spent::read(machine, 0, 7, &tasks[..1], 100.0).unwrap();
         assert_eq!((alone.vmm, alone.kernel, alone.threads), (0.3, 0.1, 0.0));
-        assert_eq!(Spent::read("", 7, &tasks, 100.0), None);
-        assert_eq!(Spent::read(machine, 8, &[], 100.0), None);
+        assert_eq!(Spent::read("", 0, 7, &tasks, 100.0), None);
+        assert_eq!(Spent::read(machine, 0, 8, &[], 100.0), None);
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub(crate) struct Usage {
     pub(crate) output_delay_us_p99: Option<f64>,
     /// Where the time of the primary's machine went, in CPUs.
     pub(crate) spent: Option<Spent>,
+    /// And that of the backup's.
+    pub(crate) backup_spent: Option<Spent>,
     /// CPU seconds a second that the primary's VMM took.
     pub(crate) primary_cpu: Option<f64>,
     /// CPU seconds a second that the backup's VMM took.
