@@ -357,7 +357,7 @@ impl LogReader {
     /// # Errors
     /// As [`Self::next`].
     pub fn next_spinning(&mut self, spins: u32, timeout: Option<Duration>) -> Result<Next<'_>, FrameError> {
-        let mut deadline = None;
+        let mut began = None;
         loop {
             let seen = self.frames.look();
             if self.consumer.front().is_some() {
@@ -367,18 +367,11 @@ impl LogReader {
                 return Ok(Next::End);
             }
             // A wake may be for nothing: what counts is the clock, which is read only where there is nothing to do.
-            let left = match timeout {
-                None => None,
-                Some(timeout) if timeout.is_zero() => return Ok(Next::Empty),
-                Some(timeout) => {
-                    let now = Instant::now();
-                    let deadline = *deadline.get_or_insert(now + timeout);
-                    if now >= deadline {
-                        return Ok(Next::Empty);
-                    }
-                    Some(deadline - now)
-                }
-            };
+            let left = timeout
+                .map(|timeout| timeout.saturating_sub(began.get_or_insert_with(Instant::now).elapsed()));
+            if left == Some(Duration::ZERO) {
+                return Ok(Next::Empty);
+            }
             self.frames.spin_then_wait(seen, spins, left);
         }
         self.consumer.front().map_or(Ok(Next::Empty), |bytes| Frame::verified_before(bytes).map(Next::Frame))

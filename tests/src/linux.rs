@@ -51,24 +51,45 @@ pub fn place(tandem: &Path) -> anyhow::Result<Place> {
 /// # Errors
 /// When they are not made yet.
 pub fn guest() -> anyhow::Result<Guest> {
-    let made = |script: &str| -> anyhow::Result<PathBuf> {
-        let output = Command::new(scripts().join(script)).arg("--path").output();
-        let output = output.with_context(|| format!("cannot run tests/linux/{script}"))?;
-        let path = String::from_utf8(output.stdout)?;
-        match path.lines().last() {
-            Some(path) if output.status.success() => Ok(PathBuf::from(path)),
-            _ => bail!("the Linux guest is not built: make kernel initramfs"),
-        }
-    };
-    let cmdline = scripts().join("guest.cmdline");
-    let cmdline =
-        std::fs::read_to_string(&cmdline).with_context(|| format!("cannot read {}", cmdline.display()))?;
+    let initrd = made("initramfs", "the Linux guest is not built: make kernel initramfs")?;
     Ok(Guest::Linux {
-        kernel: made("build-kernel")?.join("bzImage"),
-        initrd: made("initramfs")?,
-        cmdline: cmdline.split_whitespace().collect::<Vec<_>>().join(" "),
+        kernel: kernel()?,
+        initrd,
+        cmdline: cmdline()?,
         trapped_tsc: Path::new(DEVICE).exists(),
     })
+}
+
+/// The Linux guest's kernel.
+///
+/// # Errors
+/// When it is not made yet.
+pub fn kernel() -> anyhow::Result<PathBuf> {
+    Ok(made("build-kernel", "the Linux guest is not built: make kernel initramfs")?.join("bzImage"))
+}
+
+/// The Linux guest's command line.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn cmdline() -> anyhow::Result<String> {
+    let path = script("guest.cmdline");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// Where a script of `tests/linux` has put what it makes.
+///
+/// # Errors
+/// `missing`, when it is not made yet.
+pub fn made(name: &str, missing: &'static str) -> anyhow::Result<PathBuf> {
+    let output = Command::new(script(name)).arg("--path").output();
+    let output = output.with_context(|| format!("cannot run tests/linux/{name}"))?;
+    let path = String::from_utf8(output.stdout)?;
+    match path.lines().last() {
+        Some(path) if output.status.success() => Ok(PathBuf::from(path)),
+        _ => bail!(missing),
+    }
 }
 
 /// How time passes inside virtme-ng.
@@ -89,7 +110,7 @@ pub fn go_on_in_virtme_ng(tandem: &Path, time: Time, seconds: u64) -> anyhow::Er
         Ok(this) => this,
         Err(error) => return anyhow::Error::new(error).context("cannot find this program"),
     };
-    let error = Command::new(scripts().join("in-vng"))
+    let error = Command::new(script("in-vng"))
         .args((time == Time::Counted).then_some("--counted"))
         .args(["--cpus", "2", "--memory", "4G", "--timeout", &seconds.to_string(), "--"])
         .arg(this)
@@ -99,7 +120,8 @@ pub fn go_on_in_virtme_ng(tandem: &Path, time: Time, seconds: u64) -> anyhow::Er
     anyhow::Error::new(error).context("cannot run tests/linux/in-vng")
 }
 
-/// `tests/linux` of the checkout that this was built from.
-fn scripts() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("linux")
+/// A file of `tests/linux` of the checkout that this was built from.
+#[must_use]
+pub fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("linux").join(name)
 }

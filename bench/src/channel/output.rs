@@ -15,7 +15,7 @@ use tandem_tests::config::{Guest, Pace, Spec};
 use tandem_tests::lab;
 use tandem_tests::median::median;
 use tandem_tests::redis_benchmark::{self, Load};
-use tandem_vmm::host::control::OutputStage;
+use tandem_vmm::host::control::{OutputDelay, OutputStage};
 use tandem_vmm::host::shutdown::Shutdown;
 
 use super::thousandth;
@@ -63,39 +63,30 @@ pub(super) fn measure(turns: u32) -> Result<Result<Vec<Row>, String>> {
 }
 
 fn row(bed: &mut Bed, (clients, requests): (u32, u64), turns: u32) -> Result<Row> {
-    let (mut trips, mut halves, mut tails) = (Vec::new(), Vec::new(), Vec::new());
-    let mut totals = (Vec::new(), Vec::new());
-    let (mut half_ratios, mut tail_ratios, mut total_ratios) =
-        (Vec::new(), Vec::new(), (Vec::new(), Vec::new()));
-    let mut stages = Vec::new();
+    let mut measured: Vec<(f64, OutputDelay)> = Vec::new();
     for _ in 0..turns {
         let rtt = ping_pong(bed)?;
         let pair = bed.pair().context("the protected pair")?;
         let load = Load { requests, clients, pipeline: 1 };
         redis_benchmark::measure(bed.lab.client(), bed.server(), load, bed.patience(60.0))?;
-        let delay = pair.primary.status()?.output_delay.context("no output was held")?;
-        half_ratios.push(delay.release_p50_us / rtt);
-        tail_ratios.push(delay.release_p99_us / rtt);
-        trips.push(rtt);
-        halves.push(delay.release_p50_us);
-        tails.push(delay.release_p99_us);
-        total_ratios.0.push(delay.total_p50_us / rtt);
-        total_ratios.1.push(delay.total_p99_us / rtt);
-        totals.0.push(delay.total_p50_us);
-        totals.1.push(delay.total_p99_us);
-        stages = delay.stages;
+        measured.push((rtt, pair.primary.status()?.output_delay.context("no output was held")?));
     }
+    let middle = |of: &dyn Fn(f64, &OutputDelay) -> f64| {
+        median(measured.iter().map(|(rtt, delay)| of(*rtt, delay)).collect())
+    };
+    let of = |time: fn(&OutputDelay) -> f64| middle(&|_, delay| time(delay));
+    let over_rtt = |time: fn(&OutputDelay) -> f64| thousandth(middle(&|rtt, delay| time(delay) / rtt));
     Ok(Row {
         clients,
-        rtt_us: thousandth(median(trips)),
-        delay_us_p50: median(halves),
-        delay_us_p99: median(tails),
-        total_us_p50: median(totals.0),
-        total_us_p99: median(totals.1),
-        over_rtt_p50: thousandth(median(half_ratios)),
-        over_rtt_p99: thousandth(median(tail_ratios)),
-        total_over_rtt_p50: thousandth(median(total_ratios.0)),
-        total_over_rtt_p99: thousandth(median(total_ratios.1)),
-        stages,
+        rtt_us: thousandth(middle(&|rtt, _| rtt)),
+        delay_us_p50: of(|delay| delay.release_p50_us),
+        delay_us_p99: of(|delay| delay.release_p99_us),
+        total_us_p50: of(|delay| delay.total_p50_us),
+        total_us_p99: of(|delay| delay.total_p99_us),
+        over_rtt_p50: over_rtt(|delay| delay.release_p50_us),
+        over_rtt_p99: over_rtt(|delay| delay.release_p99_us),
+        total_over_rtt_p50: over_rtt(|delay| delay.total_p50_us),
+        total_over_rtt_p99: over_rtt(|delay| delay.total_p99_us),
+        stages: measured.pop().map(|(_, delay)| delay.stages).unwrap_or_default(),
     })
 }

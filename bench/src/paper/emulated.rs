@@ -2,18 +2,18 @@
 //! counted CPU. The machines count their own instructions, so that two of them can run at the same time.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 use tandem_tests::config::run_directory;
+use tandem_tests::linux::script;
 
+use super::machine::Sources;
 use super::stage::Kind;
 use super::turns::Turns;
 use crate::report::Peer;
@@ -79,57 +79,46 @@ pub(crate) fn disks(guest: &Path) -> [PathBuf; 2] {
     }
 }
 
-/// The directory that `tests/linux/bench-guest` made.
-///
-/// # Errors
-/// When it is not made yet.
-pub(crate) fn guest_disks() -> Result<PathBuf> {
-    let output = Command::new(script("bench-guest")).arg("--path").output();
-    let output = output.context("cannot run tests/linux/bench-guest")?;
-    let path = String::from_utf8(output.stdout)?;
-    match path.lines().last() {
-        Some(path) if output.status.success() => Ok(PathBuf::from(path)),
-        _ => bail!("the guest's disks are not made: tests/linux/bench-guest"),
-    }
-}
-
 /// What is left of a run's time, by the clock of the machine that it was started on.
 #[derive(Debug)]
-pub(crate) struct TimeLeft {
-    until: Instant,
-    told: Option<Told>,
-}
-
-/// What the machine outside says.
-#[derive(Debug)]
-struct Told {
-    path: PathBuf,
-    left: Cell<Duration>,
-    looked: Cell<Instant>,
+pub(crate) enum TimeLeft {
+    /// This machine's clock.
+    Until(Instant),
+    /// What the machine outside said last, and when by the clock in here.
+    Told {
+        /// The file in which it says it.
+        path: PathBuf,
+        /// Last.
+        told: Cell<(Duration, Instant)>,
+    },
 }
 
 impl TimeLeft {
     /// Of a run that takes `all`.
     pub(crate) fn of(all: Duration) -> Self {
         let now = Instant::now();
-        let told = inside().map(|directory| {
-            let path = directory.join(LEFT);
-            let left = Cell::new(read(&path).unwrap_or(all));
-            Told { path, left, looked: Cell::new(now) }
-        });
-        Self { until: now + all, told }
+        match inside() {
+            None => Self::Until(now + all),
+            Some(directory) => {
+                let path = directory.join(LEFT);
+                let told = Cell::new((read(&path).unwrap_or(all), now));
+                Self::Told { path, told }
+            }
+        }
     }
 
     /// So much.
     pub(crate) fn left(&self) -> Duration {
-        let Some(told) = &self.told else { return self.until.saturating_duration_since(Instant::now()) };
-        if told.looked.get().elapsed() >= TOLD_EVERY {
-            told.looked.set(Instant::now());
-            if let Some(left) = read(&told.path) {
-                told.left.set(left);
+        match self {
+            Self::Until(until) => until.saturating_duration_since(Instant::now()),
+            Self::Told { path, told } => {
+                let (left, looked) = told.get();
+                if looked.elapsed() >= TOLD_EVERY {
+                    told.set((read(path).unwrap_or(left), Instant::now()));
+                }
+                told.get().0
             }
         }
-        told.left.get()
     }
 }
 
@@ -141,50 +130,43 @@ fn read(path: &Path) -> Option<Duration> {
 /// others, which come one after the other. What each found, or why it did not.
 ///
 /// # Errors
-/// When the guest's disks are not made.
+/// A thread of this program panicked.
 pub(crate) fn measure(
-    tandem: &Path,
+    sources: &Sources,
     time: Duration,
     kinds: &[Kind],
-) -> Result<BTreeMap<Kind, Result<Found, String>>> {
+) -> Result<Vec<(Kind, Result<Found, String>)>> {
     let until = Instant::now() + time;
-    let guest = guest_disks()?;
     let lane = |pair: bool| {
-        let kinds = kinds.iter().copied().filter(move |kind| (*kind == Kind::Pair) == pair);
-        let guest = &guest;
-        move || {
-            kinds
-                .map(|kind| (kind, one(tandem, guest, kind, until).map_err(|error| format!("{error:#}"))))
-                .collect::<Vec<_>>()
-        }
+        let kinds = kinds.iter().copied().filter(|kind| (*kind == Kind::Pair) == pair);
+        let found = |kind| one(sources, kind, until).map_err(|error| format!("{error:#}"));
+        kinds.map(|kind| (kind, found(kind))).collect::<Vec<_>>()
     };
-    let found = std::thread::scope(|scope| {
-        let lanes = [true, false].map(|pair| scope.spawn(lane(pair)));
-        lanes.map(|lane| lane.join().map_err(|_| anyhow!("a thread of this program panicked")))
-    });
-    found.into_iter().try_fold(BTreeMap::new(), |mut all, lane| {
-        all.extend(lane?);
-        Ok(all)
+    std::thread::scope(|scope| {
+        let pair = scope.spawn(|| lane(true));
+        let mut found = lane(false);
+        found.extend(pair.join().map_err(|_| anyhow!("a thread of this program panicked"))?);
+        Ok(found)
     })
 }
 
-fn one(tandem: &Path, guest: &Path, kind: Kind, until: Instant) -> Result<Found> {
+fn one(sources: &Sources, kind: Kind, until: Instant) -> Result<Found> {
     let directory = run_directory("found")?;
-    let over = Arc::new(AtomicBool::new(false));
-    tell(&directory, until)?;
-    let clock = {
-        let (directory, over) = (directory.clone(), Arc::clone(&over));
-        std::thread::spawn(move || {
-            while !over.load(Ordering::Relaxed) {
-                // What cannot be written now is written the next time.
-                let _ = tell(&directory, until);
-                std::thread::sleep(TOLD_EVERY);
-            }
+    let over = AtomicBool::new(false);
+    let outcome = tell(&directory, until).context("cannot write the time that is left").and_then(|()| {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    // What cannot be written now is written the next time.
+                    let _ = tell(&directory, until);
+                    std::thread::sleep(TOLD_EVERY);
+                }
+            });
+            let outcome = within(sources, kind, &directory, until);
+            over.store(true, Ordering::Relaxed);
+            outcome
         })
-    };
-    let outcome = within(tandem, guest, kind, &directory, until);
-    over.store(true, Ordering::Relaxed);
-    let _ = clock.join();
+    });
     let found = outcome.and_then(|()| {
         let text = fs::read(directory.join(FOUND)).context("the run in virtme-ng left nothing behind")?;
         serde_json::from_slice(&text).context("the run in virtme-ng left nothing sensible behind")
@@ -201,24 +183,22 @@ fn tell(directory: &Path, until: Instant) -> std::io::Result<()> {
     fs::rename(new, directory.join(LEFT))
 }
 
-fn within(tandem: &Path, guest: &Path, kind: Kind, directory: &Path, until: Instant) -> Result<()> {
+fn within(sources: &Sources, kind: Kind, directory: &Path, until: Instant) -> Result<()> {
     let limit = until.saturating_duration_since(Instant::now()) + GRACE;
     let this = std::env::current_exe().context("cannot find this program")?;
     let mut command = Command::new(script("in-vng"));
     command.args(["--counted-hosts", "--memory", "4G", "--timeout", &limit.as_secs().to_string()]);
-    for disk in DISKS {
-        command.arg("--disk").arg(guest.join(disk));
+    for disk in [&sources.root, &sources.data] {
+        command.arg("--disk").arg(disk);
     }
-    command.env("TANDEM_BIN", tandem).env(REPORT, directory).env(KIND, serde_json::to_string(&kind)?);
+    command
+        .env("TANDEM_BIN", &sources.tandem)
+        .env(REPORT, directory)
+        .env(KIND, serde_json::to_string(&kind)?);
     command.arg("--rw").arg(directory).arg("--").arg(&this).args(std::env::args_os().skip(1));
     let status = command.status().context("cannot run tests/linux/in-vng")?;
     ensure!(status.success(), "the run in virtme-ng failed: {status}");
     Ok(())
-}
-
-/// A script of this checkout's `tests/linux`.
-fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/linux").join(name)
 }
 
 #[cfg(test)]

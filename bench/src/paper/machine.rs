@@ -6,7 +6,6 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use serde::{Deserialize, Serialize};
 use tandem_tests::bed::core;
 use tandem_tests::config::{Files, run_directory};
 use tandem_tests::lab::{Host, Lab};
@@ -33,7 +32,7 @@ pub(crate) struct Sources {
 }
 
 /// A VM's config and the pair's key: what both hosts of a pair have in common.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub(crate) struct Shared {
     /// `vm.toml`.
     pub(crate) config: String,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use tandem_tests::bed::Program;
-use tandem_tests::config::{Guest, Pace};
+use tandem_tests::config::Pace;
 use tandem_tests::lab;
 use tandem_tests::linux::{self, Place};
 
@@ -97,19 +97,20 @@ pub(crate) fn measure(bench: &'static str, args: &Args, kinds: &[Kind], mut peer
     if let Some(obstacle) = lab::obstacle() {
         bail!("no lab can be built here: {obstacle}");
     }
-    let program = Program::tandem()?;
+    let (sources, cmdline) = sources()?;
+    let packages = std::fs::read_to_string(&sources.packages).unwrap_or_default();
     let rows = if args.rows.is_empty() { Row::ALL.to_vec() } else { args.rows.clone() };
-    let (mut turns, facts, emulated) = match linux::place(program.path())? {
-        Place::Here => (turns(args, kinds, kinds, &rows, false)?, host::Facts::gather(), false),
+    let (mut turns, facts, emulated) = match linux::place(&sources.tandem)? {
+        Place::Here => (turns(args, kinds, kinds, &rows, (sources, cmdline))?, host::Facts::gather(), false),
         Place::Emulated => {
             let kind = emulated::kind().context("this is inside a machine that was not made for it")?;
-            let turns = turns(args, kinds, &[kind], &rows, true)?;
+            let turns = turns(args, kinds, &[kind], &rows, (sources, cmdline))?;
             return Found { turns, facts: host::Facts::gather(), peers }.tell();
         }
         Place::VirtmeNg => {
             eprintln!("this machine's KVM does not run Linux guests: the same in virtme-ng machines");
             let (mut all, mut facts) = (Turns::default(), None);
-            for (kind, found) in emulated::measure(program.path(), args.time(), kinds)? {
+            for (kind, found) in emulated::measure(&sources, args.time(), kinds)? {
                 match found {
                     Ok(found) => {
                         all.merge(found.turns);
@@ -125,7 +126,6 @@ pub(crate) fn measure(bench: &'static str, args: &Args, kinds: &[Kind], mut peer
             (all, facts.unwrap_or_else(host::Facts::gather), true)
         }
     };
-    let packages = std::fs::read_to_string(sources()?.0.packages).unwrap_or_default();
     let (idle, idle_reason) = split(turns.idle.take());
     let (failover, failover_reason) = split(turns.failover.take());
     let report = Report {
@@ -151,10 +151,16 @@ pub(crate) fn measure(bench: &'static str, args: &Args, kinds: &[Kind], mut peer
 }
 
 /// The turns of some of the kinds of VMs, on this machine.
-fn turns(args: &Args, kinds: &[Kind], here: &[Kind], rows: &[Row], emulated: bool) -> Result<Turns> {
+fn turns(
+    args: &Args,
+    kinds: &[Kind],
+    here: &[Kind],
+    rows: &[Row],
+    (sources, cmdline): (Sources, String),
+) -> Result<Turns> {
     let turns = args.turns.unwrap_or(if args.quick { 1 } else { 3 });
     ensure!(turns > 0, "nothing to measure");
-    let (sources, cmdline) = sources()?;
+    let emulated = linux::is_inside();
     let pace = if emulated { Pace::EMULATED } else { Pace::NATIVE };
     let _fill = emulated.then(Fill::start).transpose()?;
     let mut stage = Stage::new(sources, cmdline, pace, TimeLeft::of(args.time()))?;
@@ -183,13 +189,16 @@ fn turns(args: &Args, kinds: &[Kind], here: &[Kind], rows: &[Row], emulated: boo
 /// When something is not made yet.
 pub(crate) fn sources() -> Result<(Sources, String)> {
     let program = Program::tandem()?;
-    let Guest::Linux { kernel, cmdline, .. } = linux::guest()? else { bail!("not a Linux guest") };
-    let guest = emulated::guest_disks()?;
+    let guest = linux::made("bench-guest", "the guest's disks are not made: tests/linux/bench-guest")?;
     let [root, data] = emulated::disks(&guest);
-    Ok((
-        Sources { tandem: program.path().to_owned(), kernel, root, data, packages: guest.join("packages") },
-        cmdline,
-    ))
+    let sources = Sources {
+        tandem: program.path().to_owned(),
+        kernel: linux::kernel()?,
+        root,
+        data,
+        packages: guest.join("packages"),
+    };
+    Ok((sources, linux::cmdline()?))
 }
 
 fn split<T>(outcome: Option<Result<T, String>>) -> (Option<T>, Option<String>) {

@@ -11,8 +11,9 @@ pub(crate) struct Size {
     pub(crate) compile: u32,
     /// Transactions of each client of pgbench.
     pub(crate) transactions: u32,
-    /// Seconds of iperf3 in each direction that count, and those before them that do not.
+    /// Seconds of iperf3 in each direction.
     pub(crate) seconds: u32,
+    /// Seconds before these that do not count.
     pub(crate) omit: u32,
     /// Pages, and as many Redis writes times four.
     pub(crate) pages: u32,

@@ -1,20 +1,18 @@
 //! What a row cost, from the status of both sides before and after it.
 
-use serde::{Deserialize, Serialize};
 use tandem_vmm::host::control::Status;
 
 use crate::report::Usage;
 use crate::report::spent::Spent;
 
 /// A look at a side.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Look {
     /// What it says.
     pub(crate) status: Status,
     /// CPU seconds its process took so far.
     pub(crate) cpu: f64,
     /// Where its machine's time went so far.
-    #[serde(default)]
     pub(crate) spent: Option<Spent>,
 }
 

@@ -78,6 +78,7 @@ mod tests {
         for part in [
             "| compile | unprotected | 80 | 5 | 10 | 0 | 3 | 2 |",
             "| compile | protected | 30 | 20 | 30 | 10 | 8 | 2 |",
+            "| compile | backup | 25 | 15 | 0 | 0 | 0 | 60 |",
             "| compile | protected | 900 | pio 600, mmio 250, halt 50 | 300 | 12.0 | 40, 5.0 | 6 | 3 |",
         ] {
             assert!(text.contains(part), "{part}\nis not in\n{text}");

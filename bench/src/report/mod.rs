@@ -229,6 +229,7 @@ pub(crate) mod tests {
                 .map(|(reason, rate)| (reason.to_owned(), rate))
                 .into(),
             spent: Some(Spent { guest: 0.3, vmm: 0.2, kernel: 0.3, threads: 0.1, others: 0.08, idle: 0.02 }),
+            backup_spent: Some(Spent { guest: 0.25, vmm: 0.15, idle: 0.6, ..Spent::default() }),
             lag_ms: Some(40.0),
             output_delay_us_p50: Some(500.0),
             output_delay_us_p99: Some(900.0),

@@ -10,7 +10,8 @@
 //! only together: a backup whose log ends between two of them goes on from the exit before.
 
 use lz4::block::CompressionMode;
-use rkyv::rancor::Error as RkyvError;
+use rkyv::de::Pool;
+use rkyv::rancor::{Error as RkyvError, Strategy};
 use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 use thiserror::Error;
@@ -189,15 +190,15 @@ impl StopImage {
         if archive.len() > PART_LIMIT {
             return Err(StopError::Damaged("too many pages"));
         }
-        let too_large = |_| StopError::Damaged("too many pages");
-        let room = 1 + 4 + lz4::block::compress_bound(archive.len()).map_err(too_large)?;
+        let incompressible = |_| StopError::Damaged("not compressible");
+        let room = 1 + 4 + lz4::block::compress_bound(archive.len()).map_err(incompressible)?;
         if packed.len() < room {
             packed.resize(room, 0);
         }
         packed[0] = if last { mark::LAST } else { mark::MORE };
         packed[1..5].copy_from_slice(&(archive.len() as u32).to_le_bytes());
         let len = lz4::block::compress_to_buffer(archive, Some(HASTE), false, &mut packed[5..])
-            .map_err(|_| StopError::Damaged("not compressible"))?;
+            .map_err(incompressible)?;
         Ok(5 + len)
     }
 
@@ -265,10 +266,11 @@ fn load_pages(
     Ok(())
 }
 
+const INVALID: StopError = StopError::Damaged("not a valid archive");
+
 /// An archive of an image, if it is one.
 fn checked(archive: &[u8]) -> Result<&ArchivedStopImage, StopError> {
-    let image = rkyv::access::<ArchivedStopImage, RkyvError>(archive)
-        .map_err(|_| StopError::Damaged("not a valid archive"))?;
+    let image = rkyv::access::<ArchivedStopImage, RkyvError>(archive).map_err(|_| INVALID)?;
     let lines: usize = image.changed.iter().map(|changed| changed.to_native().count_ones() as usize).sum();
     if image.changed.len() != image.pages.len() || image.lines.len() != lines * LINE {
         return Err(StopError::Damaged("pages and lines do not match"));
@@ -276,8 +278,11 @@ fn checked(archive: &[u8]) -> Result<&ArchivedStopImage, StopError> {
     Ok(image)
 }
 
-fn owned(image: &ArchivedStopImage) -> Result<StopImage, StopError> {
-    rkyv::deserialize::<StopImage, RkyvError>(image).map_err(|_| StopError::Damaged("not a valid archive"))
+/// A copy of its own of what is archived.
+fn owned<T: Archive<Archived: Deserialize<T, Strategy<Pool, RkyvError>>>>(
+    archived: &T::Archived,
+) -> Result<T, StopError> {
+    rkyv::deserialize(archived).map_err(|_: RkyvError| INVALID)
 }
 
 /// Unpacks parts one after the other, in memory that is used again: a part takes a megabyte, and fresh memory of that
@@ -338,10 +343,7 @@ pub fn load<'a>(
         let pages = pages.map(|(number, changed)| (number.to_native(), changed.to_native()));
         load_pages(image.part.to_native(), pages, &image.lines, machine.ram(), shipped, counts)?;
         counts.packed_bytes += packed.len() as u64;
-        vcpu = Some(
-            rkyv::deserialize::<VcpuImage, RkyvError>(&image.vcpu)
-                .map_err(|_| StopError::Damaged("not a valid archive"))?,
-        );
+        vcpu = Some(owned(&image.vcpu)?);
     }
     settle_in(machine, &vcpu.ok_or(StopError::Damaged("no part"))?)?;
     counts.stops += 1;
