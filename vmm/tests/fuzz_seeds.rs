@@ -58,7 +58,7 @@ fn wire() -> Vec<u8> {
     let mut builder = BatchBuilder::new(0, VirtualTime::ZERO, 0);
     let time = |ns| Input::Time(VirtualTime::from_nanos(ns));
     builder.input(1, &time(1_000));
-    builder.input(2, &Input::Packet { nic: 0, frame: &[0x55; 60] });
+    builder.input(2, &Input::Packet { nic: 0, packet: &[0x55; 60] });
     builder.input(2, &Input::Serial(b"help\n"));
     let mut frames = FrameBuf::new();
     wire.extend_from_slice(frames.encode(&header(Kind::Batch, 2), builder.seal(4, 0x1234)).unwrap());

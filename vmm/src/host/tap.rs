@@ -7,15 +7,20 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::config::MacAddress;
+use crate::machine::virtio::net::offload::{COMPLETE, HEADER_LEN, Offloads};
 
 /// Where taps are made.
 pub const TUN_DEVICE: &str = "/dev/net/tun";
 
-/// Bytes of the longest frame that a tap hands out: an Ethernet header, a VLAN tag and the largest MTU.
-pub const LONGEST_FRAME: usize = 65_535 + 18;
+/// Bytes of the longest packet that a tap hands out: a header, and a frame with its Ethernet header, a VLAN tag and the
+/// largest MTU.
+pub const LONGEST_PACKET: usize = HEADER_LEN + 65_535 + 18;
 
 /// Bytes of an ARP or RARP frame, without padding.
-pub const ARP_FRAME: usize = 42;
+const ARP_FRAME: usize = 42;
+
+/// Bytes of an ARP or RARP packet.
+pub const ARP_PACKET: usize = HEADER_LEN + ARP_FRAME;
 
 /// Why a tap cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +61,8 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// An attached tap. Frames have no header of any kind in front; reads and writes never block.
+/// An attached tap. Its packets are those of the machine's network devices ([`offload`](crate::machine::virtio::net::offload)):
+/// a header, and a frame. Reads and writes never block.
 #[derive(Debug)]
 pub struct Tap {
     file: File,
@@ -92,18 +98,49 @@ impl Tap {
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(TUN_DEVICE)
             .map_err(TapError::Device)?;
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
         let request = libc::ifreq {
             ifr_name: interface,
-            ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: (libc::IFF_TAP | libc::IFF_NO_PI) as i16 },
+            ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags as i16 },
         };
+        let refused = || TapError::Attach { name: name.to_owned(), source: io::Error::last_os_error() };
         // SAFETY: TUNSETIFF reads one ifreq.
         if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw const request) } < 0 {
-            return Err(TapError::Attach { name: name.to_owned(), source: io::Error::last_os_error() });
+            return Err(refused());
         }
-        Ok(Self { file, name: name.to_owned() })
+        let header = HEADER_LEN as libc::c_int;
+        // SAFETY: TUNSETVNETHDRSZ reads one int.
+        if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header) } < 0 {
+            return Err(refused());
+        }
+        let tap = Self { file, name: name.to_owned() };
+        // A tap keeps what its last user could do.
+        tap.set_offloads(Offloads::NONE)
+            .map_err(|source| TapError::Attach { name: name.to_owned(), source })?;
+        Ok(tap)
     }
 
-    /// A stand-in: a file that takes and gives whole frames, as a datagram socket does.
+    /// What the reader of this tap can do with packets: the kernel leaves it to the reader from now on. Packets that wait
+    /// already stay as they are.
+    ///
+    /// # Errors
+    /// When the kernel cannot leave it to anybody.
+    pub fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        let table = [
+            (Offloads::CHECKSUM, libc::TUN_F_CSUM),
+            (Offloads::TSO4, libc::TUN_F_TSO4),
+            (Offloads::TSO6, libc::TUN_F_TSO6),
+            (Offloads::ECN, libc::TUN_F_TSO_ECN),
+        ];
+        let set = table.iter().filter(|(offload, _)| offloads.has(*offload));
+        let set = set.fold(0, |flags, (_, flag)| flags | flag);
+        // SAFETY: TUNSETOFFLOAD takes its flags by value.
+        let done =
+            unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(set)) };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// A stand-in: a file that takes and gives whole packets, as a datagram socket does.
     #[cfg(test)]
     pub(crate) fn stand_in(file: File) -> Self {
         Self { file, name: "stand-in".to_owned() }
@@ -115,12 +152,12 @@ impl Tap {
         &self.name
     }
 
-    /// Takes one frame, `None` when none is waiting. `buffer` should hold [`LONGEST_FRAME`] bytes: a
-    /// longer frame is cut.
+    /// Takes one packet, `None` when none is waiting. `buffer` should hold [`LONGEST_PACKET`] bytes: a
+    /// longer packet is cut.
     ///
     /// # Errors
     /// When the tap is gone or down.
-    pub fn read_frame(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    pub fn read_packet(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
             match (&self.file).read(buffer) {
                 Ok(len) => return Ok(Some(len)),
@@ -131,14 +168,21 @@ impl Tap {
         }
     }
 
-    /// Sends one frame. Says `false` when the tap has no room or is down: the frame is lost, as on any
+    /// As [`Tap::set_offloads`]; a failure is told to the operator: the guest has long packets cut for it then, or too few.
+    pub fn follow(&self, offloads: Offloads) {
+        if let Err(error) = self.set_offloads(offloads) {
+            tracing::warn!(tap = self.name, %error, "the kernel cannot leave to the guest what the guest can do");
+        }
+    }
+
+    /// Sends one packet. Says `false` when the tap has no room or is down: the packet is lost, as on any
     /// Ethernet.
     ///
     /// # Errors
-    /// When the tap is gone, or the frame is shorter than a header.
-    pub fn write_frame(&self, frame: &[u8]) -> io::Result<bool> {
+    /// When the tap is gone, or there is no packet in these bytes: too short, or a header that the frame belies.
+    pub fn write_packet(&self, packet: &[u8]) -> io::Result<bool> {
         loop {
-            match (&self.file).write(frame) {
+            match (&self.file).write(packet) {
                 Ok(_) => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error)
@@ -175,44 +219,44 @@ fn interface_name(name: &str) -> Result<[libc::c_char; libc::IFNAMSIZ], TapError
     Ok(interface)
 }
 
-/// A gratuitous ARP (RFC 5227, "announcement"): a broadcast request of `ip` for itself, upon which
+/// A packet with a gratuitous ARP (RFC 5227, "announcement"): a broadcast request of `ip` for itself, upon which
 /// neighbours correct their tables and switches learn the card's new port.
 #[must_use]
-pub fn gratuitous_arp(mac: MacAddress, ip: Ipv4Addr) -> [u8; ARP_FRAME] {
+pub fn gratuitous_arp(mac: MacAddress, ip: Ipv4Addr) -> [u8; ARP_PACKET] {
     const REQUEST: u16 = 1;
     address_frame(mac, 0x0806, REQUEST, ip, [0; 6])
 }
 
-/// A RARP request (RFC 903) of the card for its own address, as QEMU sends after a migration: it needs
+/// A packet with a RARP request (RFC 903) of the card for its own address, as QEMU sends after a migration: it needs
 /// no IP address, changes no neighbour's table, and teaches switches the card's new port.
 #[must_use]
-pub fn rarp_announcement(mac: MacAddress) -> [u8; ARP_FRAME] {
+pub fn rarp_announcement(mac: MacAddress) -> [u8; ARP_PACKET] {
     const REVERSE_REQUEST: u16 = 3;
     address_frame(mac, 0x8035, REVERSE_REQUEST, Ipv4Addr::UNSPECIFIED, mac.bytes())
 }
 
-/// Broadcast of an ARP packet for Ethernet and IPv4, with sender and target protocol address the same.
+/// A packet with a broadcast of an ARP message for Ethernet and IPv4, with sender and target protocol address the same.
 fn address_frame(
     mac: MacAddress,
     ether_type: u16,
     operation: u16,
     ip: Ipv4Addr,
     target: [u8; 6],
-) -> [u8; ARP_FRAME] {
+) -> [u8; ARP_PACKET] {
     const BROADCAST: [u8; 6] = [0xff; 6];
     const ETHERNET_AND_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
     let (ether_type, operation, ip) = (ether_type.to_be_bytes(), operation.to_be_bytes(), ip.octets());
     let mac = mac.bytes();
-    let mut frame = [0; ARP_FRAME];
-    let mut rest = &mut frame[..];
-    let parts: [&[u8]; 9] =
-        [&BROADCAST, &mac, &ether_type, &ETHERNET_AND_IPV4, &operation, &mac, &ip, &target, &ip];
+    let mut packet = [0; ARP_PACKET];
+    let mut rest = &mut packet[..];
+    let parts: [&[u8]; 10] =
+        [&COMPLETE, &BROADCAST, &mac, &ether_type, &ETHERNET_AND_IPV4, &operation, &mac, &ip, &target, &ip];
     for part in parts {
         let (here, after) = rest.split_at_mut(part.len());
         here.copy_from_slice(part);
         rest = after;
     }
-    frame
+    packet
 }
 
 #[cfg(test)]
@@ -223,8 +267,9 @@ mod tests {
         "52:54:00:12:34:56".parse().unwrap()
     }
 
-    fn hex(frame: &[u8]) -> String {
-        frame.iter().map(|byte| format!("{byte:02x}")).collect()
+    fn hex(packet: &[u8]) -> String {
+        assert_eq!(packet[..HEADER_LEN], COMPLETE);
+        packet[HEADER_LEN..].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     #[test]
@@ -252,37 +297,81 @@ mod tests {
         assert!(absent.contains("ip tuntap add dev tndm-absent mode tap"), "{absent}");
     }
 
-    /// Frames pass both ways, in a network namespace of this thread's own.
-    #[test]
-    fn frames_pass_through_a_tap() {
+    /// A tap in a network namespace of this thread's own; `None` after telling why there is none.
+    fn tap_in_a_namespace() -> Option<Tap> {
         // SAFETY: takes no pointers; it changes the namespace of this thread only, which ends with the test.
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
             println!("skipped: no right to make a network namespace: {}", io::Error::last_os_error());
-            return;
+            return None;
         }
-        let tap = match Tap::open_or_create("tndm0") {
-            Ok(tap) => tap,
-            Err(error) => {
-                println!("skipped: {error}");
-                return;
-            }
-        };
+        Tap::open_or_create("tndm0").inspect_err(|error| println!("skipped: {error}")).ok()
+    }
+
+    /// The frames that wait in a tap, with their headers.
+    fn waiting(tap: &Tap) -> Vec<([u8; HEADER_LEN], Vec<u8>)> {
+        let mut buffer = vec![0; LONGEST_PACKET];
+        let mut packets = Vec::new();
+        while let Some(len) = tap.read_packet(&mut buffer).unwrap() {
+            let (header, frame) = buffer[..len].split_first_chunk().unwrap();
+            packets.push((*header, frame.to_vec()));
+        }
+        packets
+    }
+
+    #[test]
+    fn frames_pass_through_a_tap() {
+        let Some(tap) = tap_in_a_namespace() else { return };
         assert_eq!(tap.name(), "tndm0");
-        assert!(!tap.write_frame(&rarp_announcement(mac())).unwrap(), "down, so lost");
+        assert!(!tap.write_packet(&rarp_announcement(mac())).unwrap(), "down, so lost");
         raise("tndm0");
-        assert!(tap.write_frame(&rarp_announcement(mac())).unwrap());
+        assert!(tap.write_packet(&rarp_announcement(mac())).unwrap());
         // A packet socket sends a frame out of the interface: the tap's reader gets it.
         let sent = [0x42u8; 60];
-        send_raw("tndm0", &sent);
-        let mut buffer = vec![0; LONGEST_FRAME];
-        let mut seen = false;
-        while let Some(len) = tap.read_frame(&mut buffer).unwrap() {
-            seen |= buffer[..len] == sent;
-        }
-        assert!(seen, "the frame sent out of the interface is read from the tap");
+        send_raw("tndm0", COMPLETE, &sent);
+        assert!(
+            waiting(&tap).contains(&(COMPLETE, sent.to_vec())),
+            "sent out of the interface, read from the tap"
+        );
         assert!(matches!(Tap::open("tndm0"), Err(TapError::Attach { .. })), "one reader only");
         drop(tap);
         assert!(matches!(Tap::open("tndm0"), Err(TapError::Absent(_))), "it goes with its maker");
+    }
+
+    /// 3,000 bytes over TCP in one segment, for whoever can take it, and in three for others.
+    #[test]
+    fn the_kernel_leaves_to_the_reader_what_the_reader_can_do() {
+        const HEADERS: usize = 14 + 20 + 20;
+        let Some(tap) = tap_in_a_namespace() else { return };
+        raise("tndm0");
+        let mut frame = vec![0x42; HEADERS + 3000];
+        frame[12..15].copy_from_slice(&[8, 0, 0x45]);
+        frame[16..18].copy_from_slice(&3040u16.to_be_bytes());
+        frame[18..24].copy_from_slice(&[0, 0, 0, 0, 64, 6]);
+        frame[46] = 0x50;
+        let segments = [1, 1, 0, 0, 0xb4, 5, 34, 0, 16, 0];
+        let lengths = |tap: &Tap| {
+            let sent = waiting(tap).into_iter().filter(|(_, frame)| frame[..12] == [0x42; 12]);
+            // How much of it are headers is a hint that the kernel does not keep.
+            let known = |mut header: [u8; HEADER_LEN]| {
+                header[2..4].fill(0);
+                header
+            };
+            sent.map(|(header, frame)| (known(header), frame.len())).collect::<Vec<_>>()
+        };
+        for (offloads, expected) in [
+            (Offloads::NONE, vec![(COMPLETE, 1514), (COMPLETE, 1514), (COMPLETE, HEADERS + 80)]),
+            (Offloads::CHECKSUM | Offloads::TSO4, vec![(segments, HEADERS + 3000)]),
+            (Offloads::NONE, vec![(COMPLETE, 1514), (COMPLETE, 1514), (COMPLETE, HEADERS + 80)]),
+        ] {
+            tap.set_offloads(offloads).unwrap();
+            send_raw("tndm0", segments, &frame);
+            assert_eq!(lengths(&tap), expected, "{offloads:?}");
+        }
+        // From the reader too, whatever it can do.
+        assert!(tap.write_packet(&[&segments[..], &frame].concat()).unwrap());
+        assert!(
+            tap.write_packet(&[&[1, 1, 255, 255, 0, 0, 255, 255, 255, 255][..], &frame].concat()).is_err()
+        );
     }
 
     fn raise(name: &str) {
@@ -299,24 +388,34 @@ mod tests {
         }
     }
 
-    fn send_raw(name: &str, frame: &[u8]) {
+    fn send_raw(name: &str, header: [u8; HEADER_LEN], frame: &[u8]) {
+        let packet = [&header, frame].concat();
+        let on: libc::c_int = 1;
         // SAFETY: plain socket calls on buffers that outlive them; the socket is closed again.
         unsafe {
             let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
             assert!(socket >= 0);
+            let set = libc::setsockopt(
+                socket,
+                libc::SOL_PACKET,
+                libc::PACKET_VNET_HDR,
+                (&raw const on).cast(),
+                size_of_val(&on) as u32,
+            );
+            assert_eq!(set, 0);
             let mut address: libc::sockaddr_ll = std::mem::zeroed();
             address.sll_family = libc::AF_PACKET as u16;
             address.sll_ifindex = libc::if_nametoindex(interface_name(name).unwrap().as_ptr()) as i32;
             address.sll_halen = 6;
             let sent = libc::sendto(
                 socket,
-                frame.as_ptr().cast(),
-                frame.len(),
+                packet.as_ptr().cast(),
+                packet.len(),
                 0,
                 (&raw const address).cast(),
                 size_of::<libc::sockaddr_ll>() as u32,
             );
-            assert_eq!(sent, frame.len() as isize);
+            assert_eq!(sent, packet.len() as isize);
             libc::close(socket);
         }
     }

@@ -26,6 +26,7 @@ use super::virtio::blk::CompletionError;
 use super::virtio::device::VirtioDevice;
 use super::virtio::mmio::{NoSuchSlot, VirtioMmio};
 use super::virtio::net::RxOutcome;
+use super::virtio::net::offload::Offloads;
 
 /// Interrupt lines of the fixed devices (IBM PC/AT).
 mod irq {
@@ -318,8 +319,8 @@ impl Board {
     #[must_use]
     pub fn accepts(&self, input: &Input<'_>, memory: &GuestMemory) -> bool {
         match *input {
-            Input::Packet { nic, frame } => {
-                self.nic(nic).is_some_and(|slot| self.virtio[slot].can_receive(frame.len(), memory))
+            Input::Packet { nic, packet } => {
+                self.nic(nic).is_some_and(|slot| self.virtio[slot].can_receive(packet, memory))
             }
             Input::DiskDone { disk, tag, status, data } => self.disk(disk).is_some_and(|slot| {
                 self.virtio[slot].blk().is_some_and(|blk| blk.check_completion(tag, status, data).is_ok())
@@ -358,11 +359,11 @@ impl Board {
                 self.now = then;
                 self.advance_timers();
             }
-            Input::Packet { nic, frame } => {
+            Input::Packet { nic, packet } => {
                 let slot =
                     self.nic(nic).ok_or(InputError::NoDevice { kind: "network device", number: nic })?;
                 // Without a buffer the frame is lost, on both sides.
-                let outcome = self.virtio[slot].receive(frame, memory);
+                let outcome = self.virtio[slot].receive(packet, memory);
                 self.frame_came |= outcome == RxOutcome::Delivered;
             }
             Input::DiskDone { disk, tag, status, data } => {
@@ -387,6 +388,11 @@ impl Board {
     /// Disk requests in flight, oldest first per disk: at go-live they are issued again.
     pub fn disk_requests(&self) -> impl Iterator<Item = DiskRequest<'_>> {
         self.virtio.iter().filter_map(VirtioMmio::blk).flat_map(|blk| blk.in_flight())
+    }
+
+    /// What the driver of each network device can do with packets: at go-live the host hears it.
+    pub fn offloads(&self) -> impl Iterator<Item = (u8, Offloads)> {
+        self.virtio.iter().filter_map(VirtioMmio::net).map(|net| (net.nic(), net.state().to_guest))
     }
 
     /// A sum of each device's state, by name.

@@ -10,12 +10,13 @@ use super::time::VirtualTime;
 pub enum Input<'a> {
     /// The clock was read: virtual time is now this. Timers that are due fire.
     Time(VirtualTime),
-    /// An Ethernet frame arrived for a network device.
+    /// A packet arrived for a network device.
     Packet {
         /// Which virtio-net device, counted from zero in configuration order.
         nic: u8,
-        /// The frame without a virtio header, 14 to 65,535 bytes.
-        frame: &'a [u8],
+        /// What is left to the guest
+        /// ([`HEADER_LEN`](super::virtio::net::offload::HEADER_LEN) bytes), and the frame, 14 to 65,550 bytes.
+        packet: &'a [u8],
     },
     /// A disk request that the machine sent out has completed.
     DiskDone {

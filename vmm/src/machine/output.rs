@@ -4,10 +4,15 @@
 //! belongs to an outer ring: solo it goes out at once, on a primary it waits at the output gate, on a
 //! backup it is dropped.
 
+use super::virtio::net::offload::Offloads;
+
 /// Receives what the machine sends out. Called on the vCPU thread: no implementation may block.
 pub trait Outputs {
-    /// An Ethernet frame from a network device (`nic` counted from zero), without a virtio header.
-    fn packet(&mut self, nic: u8, frame: &[u8]);
+    /// A packet from a network device (`nic` counted from zero): a header of [`HEADER_LEN`](super::virtio::net::offload::HEADER_LEN) bytes that says what
+    /// is left to the host, and an Ethernet frame.
+    fn packet(&mut self, nic: u8, packet: &[u8]);
+    /// From now on a network device can do this with packets for it. Nothing of it leaves the host.
+    fn offloads(&mut self, nic: u8, to_guest: Offloads);
     /// A disk request. Its completion comes back as [`super::input::Input::DiskDone`].
     fn disk(&mut self, request: DiskRequest<'_>);
     /// One byte from the serial line.
@@ -23,7 +28,8 @@ pub trait Outputs {
 pub struct Dropped;
 
 impl Outputs for Dropped {
-    fn packet(&mut self, _nic: u8, _frame: &[u8]) {}
+    fn packet(&mut self, _nic: u8, _packet: &[u8]) {}
+    fn offloads(&mut self, _nic: u8, _to_guest: Offloads) {}
     fn disk(&mut self, _request: DiskRequest<'_>) {}
     fn serial(&mut self, _byte: u8) {}
     fn console(&mut self, _bytes: &[u8]) {}

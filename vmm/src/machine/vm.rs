@@ -28,6 +28,7 @@ use super::virtio::console::Console;
 use super::virtio::device::VirtioDevice;
 use super::virtio::mmio::NoSuchSlot;
 use super::virtio::net::Net;
+use super::virtio::net::offload::Offloads;
 use super::virtio::rng::Rng;
 
 /// The machine's state as a whole.
@@ -413,6 +414,11 @@ impl Machine {
     /// Disk requests in flight.
     pub fn disk_requests(&self) -> impl Iterator<Item = DiskRequest<'_>> {
         self.board.disk_requests()
+    }
+
+    /// What the driver of each network device can do with packets.
+    pub fn offloads(&self) -> impl Iterator<Item = (u8, Offloads)> {
+        self.board.offloads()
     }
 }
 

@@ -58,8 +58,8 @@ impl BatchBuilder {
                     Err(_) => Entry::TimeLong { at, lo: ns as u32, hi: (ns >> 32) as u32 },
                 }
             }
-            Input::Packet { nic, frame } => {
-                let (start, len) = self.payload(frame);
+            Input::Packet { nic, packet } => {
+                let (start, len) = self.payload(packet);
                 Entry::Packet { at, nic, start, len }
             }
             Input::DiskDone { disk, tag, status, data } => {

@@ -35,7 +35,7 @@ pub enum Entry {
         nic: u8,
         /// Point delta.
         at: u32,
-        /// Where the frame begins in the blob.
+        /// Where it begins in the blob: its header, then the frame.
         start: u32,
         /// Its bytes.
         len: u32,

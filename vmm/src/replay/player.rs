@@ -92,7 +92,7 @@ impl Event<'_> {
     pub const fn payload(&self) -> &[u8] {
         match self {
             Self::Input(Input::Time(_) | Input::ShadowDropped) => &[],
-            Self::Input(Input::Packet { frame: bytes, .. } | Input::DiskDone { data: bytes, .. })
+            Self::Input(Input::Packet { packet: bytes, .. } | Input::DiskDone { data: bytes, .. })
             | Self::Input(Input::Serial(bytes) | Input::Console(bytes))
             | Self::ForcedStop { image: bytes, .. } => bytes,
         }
@@ -187,7 +187,7 @@ impl Player {
                 (at, advance(u64::from(lo.to_native()) | u64::from(hi.to_native()) << 32)?)
             }
             ArchivedEntry::Packet { at, nic, start, len } => {
-                (at, Event::Input(Input::Packet { nic, frame: payload(start.into(), len.into())? }))
+                (at, Event::Input(Input::Packet { nic, packet: payload(start.into(), len.into())? }))
             }
             ArchivedEntry::DiskDone { at, tag, start, len, tag_high, disk } => {
                 let status = if disk & DISK_FAILED == 0 { DiskStatus::Ok } else { DiskStatus::IoError };
@@ -275,7 +275,7 @@ mod tests {
             for op in &ops {
                 let input = match op {
                     Op::Time(ns) => { time += ns; Some(Input::Time(VirtualTime::from_nanos(time))) }
-                    Op::Packet(nic, frame) => Some(Input::Packet { nic: *nic, frame }),
+                    Op::Packet(nic, frame) => Some(Input::Packet { nic: *nic, packet: frame }),
                     Op::Disk(disk, tag, ok, data) => Some(Input::DiskDone {
                         disk: *disk, tag: *tag, data,
                         status: if *ok { DiskStatus::Ok } else { DiskStatus::IoError },
@@ -317,7 +317,7 @@ mod tests {
             flips in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..8),
         ) {
             let mut builder = BatchBuilder::new(0, VirtualTime::ZERO, 0);
-            builder.input(1, &Input::Packet { nic: 0, frame: &[1; 60] });
+            builder.input(1, &Input::Packet { nic: 0, packet: &[1; 60] });
             builder.input(2, &Input::Time(VirtualTime::from_nanos(5)));
             builder.input(2, &Input::Serial(b"x"));
             let mut bytes = archive(builder.seal(3, 9));

@@ -5,6 +5,8 @@ use std::hash::{DefaultHasher, Hasher};
 use tandem_vmm::machine::input::DiskStatus;
 use tandem_vmm::machine::memory::{GuestMemory, GuestRam};
 use tandem_vmm::machine::output::{DiskOp, DiskRequest, Outputs};
+use tandem_vmm::machine::virtio::net::RxOutcome;
+use tandem_vmm::machine::virtio::net::offload::{COMPLETE, HEADER_LEN, Offloads};
 use tandem_vmm::machine::virtio::{VirtioDevice, VirtioMmio};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -39,10 +41,23 @@ pub(crate) const NEEDS_RESET: u32 = 0x40;
 /// What came out, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Out {
+    /// A frame that nothing is left to do with.
     Packet(u8, Vec<u8>),
-    Read { tag: u64, offset: u64, len: u32 },
-    Write { tag: u64, offset: u64, data: Vec<u8> },
-    Flush { tag: u64 },
+    /// Another, with its header.
+    Partial(u8, [u8; HEADER_LEN], Vec<u8>),
+    Read {
+        tag: u64,
+        offset: u64,
+        len: u32,
+    },
+    Write {
+        tag: u64,
+        offset: u64,
+        data: Vec<u8>,
+    },
+    Flush {
+        tag: u64,
+    },
     Console(Vec<u8>),
 }
 
@@ -57,21 +72,32 @@ impl From<DiskRequest<'_>> for Out {
     }
 }
 
-#[derive(Debug, Default)]
-pub(crate) struct Recorder(pub(crate) Vec<Out>);
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Recorder {
+    pub(crate) out: Vec<Out>,
+    /// What the host heard last that the driver can do.
+    pub(crate) offloads: Option<(u8, Offloads)>,
+}
 
 impl Outputs for Recorder {
-    fn packet(&mut self, nic: u8, frame: &[u8]) {
-        self.0.push(Out::Packet(nic, frame.to_vec()));
+    fn packet(&mut self, nic: u8, packet: &[u8]) {
+        let (header, frame) = packet.split_first_chunk().unwrap();
+        self.out.push(match *header {
+            COMPLETE => Out::Packet(nic, frame.to_vec()),
+            header => Out::Partial(nic, header, frame.to_vec()),
+        });
+    }
+    fn offloads(&mut self, nic: u8, to_guest: Offloads) {
+        self.offloads = Some((nic, to_guest));
     }
     fn disk(&mut self, request: DiskRequest<'_>) {
-        self.0.push(request.into());
+        self.out.push(request.into());
     }
     fn serial(&mut self, _: u8) {
         unreachable!("a virtio device has no serial line");
     }
     fn console(&mut self, bytes: &[u8]) {
-        self.0.push(Out::Console(bytes.to_vec()));
+        self.out.push(Out::Console(bytes.to_vec()));
     }
 }
 
@@ -168,6 +194,10 @@ impl Ring {
     }
 }
 
+pub(crate) fn packet(header: [u8; HEADER_LEN], frame: &[u8]) -> Vec<u8> {
+    [&header, frame].concat()
+}
+
 pub(crate) fn write_descriptor(mem: &GuestMemory, at: u64, address: u64, len: u32, flags: u16, next: u16) {
     let mut raw = [0; 16];
     raw[..8].copy_from_slice(&address.to_le_bytes());
@@ -256,8 +286,14 @@ impl Rig {
         self.set(QUEUE_NOTIFY, ring.index);
     }
 
-    pub(crate) fn receive(&mut self, frame: &[u8]) -> tandem_vmm::machine::virtio::net::RxOutcome {
-        self.device.receive(frame, self.ram.memory())
+    /// A frame arrives that nothing is left to do with.
+    pub(crate) fn receive(&mut self, frame: &[u8]) -> RxOutcome {
+        self.device.receive(&packet(COMPLETE, frame), self.ram.memory())
+    }
+
+    /// Whether such a frame of `len` bytes would be taken.
+    pub(crate) fn can_receive(&self, len: usize) -> bool {
+        self.device.can_receive(&packet(COMPLETE, &vec![0; len]), self.ram.memory())
     }
 
     pub(crate) fn complete(
@@ -283,7 +319,7 @@ impl Rig {
     }
 
     pub(crate) fn take_outputs(&mut self) -> Vec<Out> {
-        std::mem::take(&mut self.out.0)
+        std::mem::take(&mut self.out.out)
     }
 
     pub(crate) fn put(&self, address: u64, bytes: &[u8]) {

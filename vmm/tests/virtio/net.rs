@@ -2,6 +2,7 @@
 
 use crate::driver::*;
 use tandem_vmm::machine::virtio::VirtioDevice;
+use tandem_vmm::machine::virtio::net::offload::Offloads;
 use tandem_vmm::machine::virtio::net::{MAX_FRAME, Net, RxOutcome};
 
 const BUFFERS: u64 = 0x4_0000;
@@ -65,7 +66,7 @@ fn a_runt_is_dropped_and_no_header_at_all_is_an_error() {
 fn a_whole_batch_leaves_on_one_kick_and_in_order() {
     let (mut rig, _, mut tx) = nic(EVENT_IDX, 16);
     for n in 0..16u8 {
-        rig.put(BUFFERS + u64::from(n) * 0x100, &[n; 80]);
+        rig.put(BUFFERS + u64::from(n) * 0x100 + 12, &[n; 68]);
         tx.add(rig.mem(), &[(BUFFERS + u64::from(n) * 0x100, 80, false)]);
     }
     rig.kick(&tx);
@@ -80,7 +81,7 @@ fn frames_arrive_behind_a_header() {
         let (mut rig, mut rx, _) = nic(features, 8);
         let head = rx.add(rig.mem(), &[(BUFFERS, 10, true), (BUFFERS + 0x1000, 2000, true)]);
         rig.kick(&rx);
-        assert!(rig.device.can_receive(1514, rig.mem()));
+        assert!(rig.can_receive(1514));
         let sent = frame(1514);
         assert_eq!(rig.receive(&sent), RxOutcome::Delivered);
         assert_eq!(rx.used(rig.mem()), Some((u32::from(head), 1526)));
@@ -110,8 +111,8 @@ fn a_long_frame_is_spread_over_mergeable_buffers() {
     got.extend(rig.bytes(BUFFERS + 0x2000, 512));
     assert_eq!(got, sent);
     // Five buffers are left: 4,988 bytes of frame and no more.
-    assert!(rig.device.can_receive(4988, rig.mem()));
-    assert!(!rig.device.can_receive(4989, rig.mem()));
+    assert!(rig.can_receive(4988));
+    assert!(!rig.can_receive(4989));
     let before = rig.memory_hash();
     assert_eq!(rig.receive(&frame(4989)), RxOutcome::NoBuffer);
     assert_eq!(rig.receive(&frame(4988)), RxOutcome::Delivered);
@@ -122,10 +123,10 @@ fn a_long_frame_is_spread_over_mergeable_buffers() {
 fn without_room_or_driver_frames_are_dropped() {
     let mut rig = Rig::new(VirtioDevice::Net(Net::new(0, [2; 6])));
     assert_eq!(rig.receive(&frame(60)), RxOutcome::DeviceDown);
-    assert!(!rig.device.can_receive(60, rig.mem()));
+    assert!(!rig.can_receive(60));
 
     let (mut rig, mut rx, _) = nic(0, 8);
-    assert!(!rig.device.can_receive(60, rig.mem()));
+    assert!(!rig.can_receive(60));
     let before = rig.memory_hash();
     assert_eq!(rig.receive(&frame(60)), RxOutcome::NoBuffer);
     rx.add(rig.mem(), &[(BUFFERS, 12 + 60, true)]);
@@ -136,6 +137,86 @@ fn without_room_or_driver_frames_are_dropped() {
     assert_ne!(rig.memory_hash(), before);
     assert_eq!(rig.receive(&frame(60)), RxOutcome::Delivered);
     assert!(!rig.needs_reset());
+}
+
+/// Byte 34 of the frame begins what is summed up, the sum lies 16 bytes into it; segments of 1,460 bytes.
+const CHECKSUM: [u8; 10] = [1, 0, 0, 0, 0, 0, 34, 0, 16, 0];
+const SEGMENTS: [u8; 10] = [1, 1, 54, 0, 0xb4, 5, 34, 0, 16, 0];
+
+/// CSUM and HOST_TSO4; GUEST_CSUM and GUEST_TSO4.
+const FROM_GUEST: u64 = 1 | 1 << 11;
+const TO_GUEST: u64 = 1 << 1 | 1 << 7;
+
+#[test]
+fn what_the_driver_leaves_to_the_host_leaves_with_the_frame() {
+    let (mut rig, _, mut tx) = nic(FROM_GUEST, 8);
+    let sent = frame(9000);
+    rig.put(BUFFERS + 12, &sent);
+    for (header, out) in [
+        (CHECKSUM, Some(Out::Partial(3, CHECKSUM, sent.clone()))),
+        (SEGMENTS, Some(Out::Partial(3, SEGMENTS, sent.clone()))),
+        // Over IPv6, which was not negotiated: dropped, and no more.
+        ([1, 4, 74, 0, 0xa0, 5, 54, 0, 16, 0], None),
+        // A receiver's flag, and the number of buffers: ignored.
+        ([2, 0, 0, 0, 0, 0, 0, 0, 0, 0], Some(Out::Packet(3, sent.clone()))),
+    ] {
+        rig.put(BUFFERS, &header);
+        rig.put(BUFFERS + 10, &[0xff; 2]);
+        tx.add(rig.mem(), &[(BUFFERS, 9012, false)]);
+        rig.kick(&tx);
+        assert_eq!(rig.take_outputs(), Vec::from_iter(out), "{header:?}");
+        assert!(tx.used(rig.mem()).is_some());
+    }
+    assert_eq!(rig.out.offloads, Some((3, Offloads::NONE)), "to it, nothing was negotiated");
+    assert!(!rig.needs_reset());
+}
+
+#[test]
+fn a_packet_arrives_only_if_the_driver_can_do_what_is_left() {
+    let four = Offloads::CHECKSUM | Offloads::TSO4;
+    for (features, offloads, segments, sum) in [
+        (TO_GUEST | MRG_RXBUF, four, true, true),
+        (1 << 1 | MRG_RXBUF, Offloads::CHECKSUM, false, true),
+        (MRG_RXBUF, Offloads::NONE, false, false),
+    ] {
+        let (mut rig, mut rx, _) = nic(features, 8);
+        assert_eq!(rig.out.offloads, Some((3, offloads)));
+        for (header, taken) in [(SEGMENTS, segments), (CHECKSUM, sum), ([0; 10], true)] {
+            for n in 0..2 {
+                rx.add(rig.mem(), &[(BUFFERS + n * 0x4000, 5000, true)]);
+            }
+            let sent = packet(header, &frame(9000));
+            assert_eq!(rig.device.can_receive(&sent, rig.mem()), taken);
+            let outcome = rig.device.receive(&sent, rig.ram.memory());
+            if !taken {
+                assert_eq!(outcome, RxOutcome::NotNegotiated);
+                continue;
+            }
+            assert_eq!(outcome, RxOutcome::Delivered);
+            let (head, len) = rx.used(rig.mem()).unwrap();
+            assert_eq!(len, 5000);
+            let at = BUFFERS + u64::from(head % 2) * 0x4000;
+            assert_eq!(rig.bytes(at, 10), header);
+            assert_eq!(rig.bytes(at + 10, 2), [2, 0]);
+            assert_eq!(rx.used(rig.mem()).map(|(_, len)| len), Some(4012));
+        }
+        // With the driver gone, the host is told to leave nothing to it.
+        rig.set(STATUS, 0);
+        assert_eq!(rig.out.offloads, Some((3, Offloads::NONE)));
+        assert!(!rig.device.can_receive(&packet(SEGMENTS, &frame(9000)), rig.mem()));
+    }
+}
+
+#[test]
+fn a_packet_without_a_whole_header_is_dropped() {
+    let (mut rig, mut rx, _) = nic(TO_GUEST, 8);
+    rx.add(rig.mem(), &[(BUFFERS, 5000, true)]);
+    for len in 0..24 {
+        let runt = vec![0; len];
+        assert!(!rig.device.can_receive(&runt, rig.mem()));
+        assert_eq!(rig.device.receive(&runt, rig.ram.memory()), RxOutcome::BadLength);
+    }
+    assert_eq!(rig.device.receive(&[0; 24], rig.ram.memory()), RxOutcome::Delivered);
 }
 
 #[test]
@@ -219,7 +300,7 @@ fn indices_wrap_around() {
         assert_eq!(rig.receive(&[byte; 60]), RxOutcome::Delivered);
         assert!(rig.take_interrupt(), "{n}");
         assert_eq!(rx.used(rig.mem()), Some((n % 4, 72)));
-        rig.put(BUFFERS + 0x1000, &[byte; 72]);
+        rig.put(BUFFERS + 0x1000 + 12, &[byte; 60]);
         tx.add(rig.mem(), &[(BUFFERS + 0x1000, 72, false)]);
         rig.kick(&tx);
         assert!(tx.used(rig.mem()).is_some());

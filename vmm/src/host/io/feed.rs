@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::host::tap::{LONGEST_FRAME, Tap};
+use crate::host::tap::{LONGEST_PACKET, Tap};
 use crate::host::vcpu::inputs::{InputSource, Packet};
 
 /// Packets taken from one tap before the others get their turn.
@@ -71,15 +71,15 @@ impl Feed {
 
     fn feed_packets(&mut self, tap: &Tap, nic: u8) -> io::Result<Fed> {
         if !self.accepting.load(Ordering::Acquire) {
-            let mut frame = [0; LONGEST_FRAME];
-            while tap.read_frame(&mut frame)?.is_some() {}
+            let mut packet = [0; LONGEST_PACKET];
+            while tap.read_packet(&mut packet)?.is_some() {}
             return Ok(Fed::Drained);
         }
         let mut fed = Fed::More;
         let mut any = false;
         let mut fresh = false;
         for _ in 0..BURST {
-            match self.source.packet_with(nic, LONGEST_FRAME, |slot| tap.read_frame(slot))? {
+            match self.source.packet_with(nic, LONGEST_PACKET, |slot| tap.read_packet(slot))? {
                 Packet::Sent => {
                     any = true;
                     fresh = true;

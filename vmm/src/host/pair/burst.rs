@@ -10,14 +10,14 @@ use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, types};
 
-use crate::host::tap::{LONGEST_FRAME, Tap};
+use crate::host::tap::{LONGEST_PACKET, Tap};
 
 /// Packets at most. They take half a millisecond, a tenth of what a look at the lease is good for
 /// ([`Timing::slack`](crate::role::timing::Timing::slack)).
 pub(super) const MOST: usize = 64;
 
 /// Bytes of packets at most; the longest packet fits.
-const BYTES: usize = LONGEST_FRAME.next_multiple_of(4096) + (64 << 10);
+const BYTES: usize = LONGEST_PACKET.next_multiple_of(4096) + (64 << 10);
 
 #[derive(Clone, Copy, Debug)]
 struct Packet {
@@ -55,18 +55,18 @@ impl Burst {
         self.packets.len()
     }
 
-    /// The packets, oldest first: card and frame.
+    /// The packets, oldest first, each with its card.
     pub(super) fn packets(&self) -> impl Iterator<Item = (u8, &[u8])> {
         self.packets.iter().map(|packet| (packet.nic, &self.bytes[packet.start..packet.start + packet.len]))
     }
 
     /// One more. `false`: there is no room.
-    pub(super) fn push(&mut self, nic: u8, frame: &[u8]) -> bool {
-        if self.packets.len() == MOST || self.bytes.len() + frame.len() > BYTES {
+    pub(super) fn push(&mut self, nic: u8, packet: &[u8]) -> bool {
+        if self.packets.len() == MOST || self.bytes.len() + packet.len() > BYTES {
             return false;
         }
-        self.packets.push(Packet { nic, start: self.bytes.len(), len: frame.len() });
-        self.bytes.extend_from_slice(frame);
+        self.packets.push(Packet { nic, start: self.bytes.len(), len: packet.len() });
+        self.bytes.extend_from_slice(packet);
         true
     }
 
@@ -81,7 +81,7 @@ impl Burst {
         if let [Packet { nic, start, len }] = *self.packets.as_slice() {
             // One by itself is quicker without a ring.
             let tap = self.taps.get(usize::from(nic));
-            if let Some(Err(error)) = tap.map(|tap| tap.write_frame(&self.bytes[start..start + len])) {
+            if let Some(Err(error)) = tap.map(|tap| tap.write_packet(&self.bytes[start..start + len])) {
                 tracing::debug!(%error, "a packet was lost");
             }
         } else if let Err(error) = self.write_all() {
@@ -164,7 +164,7 @@ mod tests {
         let pushed = (0..).take_while(|_| burst.push(0, &[3; 60])).count();
         assert_eq!((pushed, burst.packets().count()), (MOST, MOST));
         burst.clear();
-        assert!(burst.push(0, &vec![4; LONGEST_FRAME]));
+        assert!(burst.push(0, &vec![4; LONGEST_PACKET]));
         let room = burst.bytes.capacity();
         while burst.push(0, &[5; 9_000]) {}
         assert_eq!(burst.bytes.capacity(), room, "no allocation");

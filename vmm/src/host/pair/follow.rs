@@ -16,9 +16,10 @@ use super::lead::{Leader, lead};
 use super::log::PairLog;
 use super::shared::{News, Order, Shared};
 use crate::host::guest::{BootFacts, Guest};
+use crate::host::tap::Tap;
 use crate::host::vcpu::clock::HostClock;
 use crate::host::vcpu::inputs::HostInputs;
-use crate::machine::output::Dropped;
+use crate::machine::output::{Dropped, Outputs};
 use crate::machine::vm::{Machine, MachineError};
 use crate::replay::batch::{Kind as LogKind, Traffic};
 use crate::replay::divergence::Difference;
@@ -37,6 +38,7 @@ pub(super) struct Following {
     pub(super) reader: LogReader,
     pub(super) inputs: HostInputs,
     pub(super) gate: GateSender,
+    pub(super) taps: Vec<Arc<Tap>>,
     pub(super) pace: Pace,
     pub(super) shared: Arc<Shared>,
 }
@@ -116,7 +118,7 @@ impl Batches for ChannelBatches {
 
 /// Follows until the log ends, and then does as ordered. Call on the vCPU thread.
 pub(super) fn follow(following: Following) -> Result<(), PairError> {
-    let Following { guest, system, reader, inputs, gate, pace, shared } = following;
+    let Following { guest, system, reader, inputs, gate, taps, pace, shared } = following;
     let progress = Arc::clone(reader.progress());
     let mut batches =
         ChannelBatches { reader, shared: Arc::clone(&shared), sequence: 0, released: 0, progress };
@@ -163,7 +165,8 @@ pub(super) fn follow(following: Following) -> Result<(), PairError> {
     if shared.wait_for_other(&[Order::Run, Order::Wait, Order::Stop]) != Order::Alone {
         return Ok(());
     }
-    go_live(run, inputs, gate, pace, &shared)
+    let log = PairLog::new(gate, None, Arc::clone(&shared), taps);
+    go_live(run, inputs, log, pace, &shared)
 }
 
 /// The first frame of the log says what the machine boots with.
@@ -183,7 +186,7 @@ fn boot_facts(batches: &mut ChannelBatches) -> Option<BootFacts> {
 fn go_live(
     mut run: Run,
     mut inputs: HostInputs,
-    mut gate: GateSender,
+    mut log: PairLog,
     pace: Pace,
     shared: &Arc<Shared>,
 ) -> Result<(), PairError> {
@@ -192,9 +195,11 @@ fn go_live(
     inputs.set_clock(HostClock::continuing(run.machine.now()));
     // What was in flight may or may not have reached the disk: it is done again, in its order.
     for request in run.machine.disk_requests() {
-        gate.disk(&request, 0, now());
+        log.gate.disk(&request, 0, now());
     }
-    let log = PairLog::new(gate, None, Arc::clone(shared));
+    for (nic, to_guest) in run.machine.offloads() {
+        log.offloads(nic, to_guest);
+    }
     let recorder = Leader::taking_over(&run, inputs, log, pace);
     lead(&mut run, recorder, pace, shared)
 }

@@ -141,9 +141,9 @@ impl GateSender {
     }
 
     /// A packet that waits for log frame `sequence`.
-    pub(super) fn packet(&mut self, nic: u8, frame: &[u8], sequence: u64, made: Moment) {
-        let room = self.ring.used() + frame.len() <= PACKET_ROOM;
-        if !room || !self.put((kind::PACKET, nic, 0), (0, 0), (sequence, made), frame) {
+    pub(super) fn packet(&mut self, nic: u8, packet: &[u8], sequence: u64, made: Moment) {
+        let room = self.ring.used() + packet.len() <= PACKET_ROOM;
+        if !room || !self.put((kind::PACKET, nic, 0), (0, 0), (sequence, made), packet) {
             if self.lost == 0 {
                 tracing::warn!("more packets wait for the backup than there is room for; some are lost");
             }
@@ -256,7 +256,7 @@ impl Exits {
         match held.kind {
             kind::PACKET => {
                 if let Some(tap) = self.taps.get(usize::from(held.device))
-                    && let Err(error) = tap.write_frame(held.data)
+                    && let Err(error) = tap.write_packet(held.data)
                 {
                     tracing::debug!(%error, "a packet was lost");
                 }

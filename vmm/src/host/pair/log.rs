@@ -13,7 +13,9 @@ use super::clock::now;
 use super::gated::{GateSender, notice};
 use super::passage::Passage;
 use super::shared::{Order, Shared};
+use crate::host::tap::Tap;
 use crate::machine::output::{DiskRequest, Notice, Outputs};
+use crate::machine::virtio::net::offload::Offloads;
 use crate::replay::batch::{Batch, Traffic};
 use crate::replay::recorder::Log;
 use crate::replay::run::Run;
@@ -30,6 +32,7 @@ pub(super) struct PairLog {
     pub(super) gate: GateSender,
     sender: Option<LogSender<Box<dyn SendHalf>>>,
     shared: Arc<Shared>,
+    taps: Vec<Arc<Tap>>,
     /// For packets whose log is acknowledged already.
     passage: Option<Passage>,
     /// Outputs went into the gate since the recorder last asked.
@@ -49,12 +52,14 @@ impl PairLog {
         gate: GateSender,
         sender: Option<LogSender<Box<dyn SendHalf>>>,
         shared: Arc<Shared>,
+        taps: Vec<Arc<Tap>>,
     ) -> Self {
         let last = now().as_nanos();
         Self {
             gate,
             sender,
             shared,
+            taps,
             passage: None,
             held: false,
             next: true,
@@ -129,18 +134,18 @@ impl PairLog {
         }
         let (sequence, packets) = passage.stranded();
         let made = now();
-        for (nic, frame) in packets {
-            self.gate.packet(nic, frame, sequence, made);
+        for (nic, packet) in packets {
+            self.gate.packet(nic, packet, sequence, made);
         }
         passage.forget();
         self.held = true;
     }
 
     /// Whether a packet will leave with the next [`Self::let_go`].
-    fn passes(&mut self, nic: u8, frame: &[u8], sequence: u64) -> bool {
+    fn passes(&mut self, nic: u8, packet: &[u8], sequence: u64) -> bool {
         !self.next
             && self.gate.is_empty()
-            && self.passage.as_mut().is_some_and(|passage| passage.take(nic, frame, sequence))
+            && self.passage.as_mut().is_some_and(|passage| passage.take(nic, packet, sequence))
     }
 
     /// The channel is lost: the guest stands still until the arbiter has spoken.
@@ -153,16 +158,23 @@ impl PairLog {
 }
 
 impl Outputs for PairLog {
-    fn packet(&mut self, nic: u8, frame: &[u8]) {
+    fn packet(&mut self, nic: u8, packet: &[u8]) {
         let sequence = self.awaited();
-        if self.passes(nic, frame, sequence) {
+        if self.passes(nic, packet, sequence) {
             return;
         }
         // Those before it first. If there were too many for one burst, there is room for it then.
         self.let_go();
-        if !self.passes(nic, frame, sequence) {
+        if !self.passes(nic, packet, sequence) {
             self.held = true;
-            self.gate.packet(nic, frame, sequence, now());
+            self.gate.packet(nic, packet, sequence, now());
+        }
+    }
+
+    fn offloads(&mut self, nic: u8, to_guest: Offloads) {
+        // No output: nothing leaves the host by it.
+        if let Some(tap) = self.taps.get(usize::from(nic)) {
+            tap.follow(to_guest);
         }
     }
 

@@ -29,6 +29,7 @@ use crate::host::vcpu::inputs::{HostInputs, InputSource, Packet, VcpuBell, input
 use crate::machine::input::Input;
 use crate::machine::output::{DiskOp, DiskRequest, Outputs};
 use crate::machine::time::VirtualTime;
+use crate::machine::virtio::net::offload::HEADER_LEN;
 use crate::machine::vm::Machine;
 use crate::replay::builder::BatchBuilder;
 use crate::replay::recorder::{Log, Pace, Recorder};
@@ -84,7 +85,7 @@ fn primary() -> (PairLog, HostInputs, InputSource, Beyond) {
         sent: 0,
         left: 0,
     };
-    (PairLog::new(gate_sender, Some(sender), shared), inputs, source, beyond)
+    (PairLog::new(gate_sender, Some(sender), shared, Vec::new()), inputs, source, beyond)
 }
 
 impl Beyond {
@@ -149,7 +150,7 @@ fn batches_with_outputs_through_log_and_gate_allocate_nothing() {
     let mut round = |disk: bool| {
         point += 3;
         builder.input(point, &Input::Time(VirtualTime::from_nanos(point * 1_000)));
-        builder.input(point, &Input::Packet { nic: 0, frame: &[7; 1_000] });
+        builder.input(point, &Input::Packet { nic: 0, packet: &[7; 1_000] });
         log.wait_for_next(true);
         log.packet(0, &[1; 60]);
         log.packet(0, &[2; 1_514]);
@@ -173,7 +174,7 @@ fn batches_with_outputs_through_log_and_gate_allocate_nothing() {
 }
 
 /// Who has 10.77.0.2?
-fn arp_request() -> [u8; 60] {
+fn arp_request() -> [u8; HEADER_LEN + 60] {
     let mut frame = [0; 60];
     frame[..6].fill(0xff);
     frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
@@ -181,7 +182,9 @@ fn arp_request() -> [u8; 60] {
     frame[22..28].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
     frame[28..32].copy_from_slice(&[10, 77, 0, 1]);
     frame[38..42].copy_from_slice(&[10, 77, 0, 2]);
-    frame
+    let mut packet = [0; HEADER_LEN + 60];
+    packet[HEADER_LEN..].copy_from_slice(&frame);
+    packet
 }
 
 /// Asks the guest `rounds` times, one after the other, and makes the vCPU thread leave. Returns allocations.

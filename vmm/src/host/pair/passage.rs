@@ -62,12 +62,12 @@ impl Passage {
 
     /// Takes a packet that may leave with the next [`Self::leave`]: its log, up to frame `sequence`, is acknowledged. All
     /// outputs before it must have left, or wait here. `false`: it may not, or there is no room before the others have left.
-    pub(super) fn take(&mut self, nic: u8, frame: &[u8], sequence: u64) -> bool {
+    pub(super) fn take(&mut self, nic: u8, packet: &[u8], sequence: u64) -> bool {
         if self.known < sequence && !self.vain {
             self.known = self.acks.received(sequence);
         }
         self.vain = self.known < sequence;
-        let taken = !self.vain && self.burst.push(nic, frame);
+        let taken = !self.vain && self.burst.push(nic, packet);
         if taken {
             self.relies = sequence;
         }

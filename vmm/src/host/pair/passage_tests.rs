@@ -58,7 +58,7 @@ impl Primary {
         let shared = Arc::new(Shared::new(Arc::new(VcpuBell::default())));
         let (gate_sender, gate) = gate(0).unwrap();
         let sender = LogSender::new(Box::new(send) as Box<_>, 1, state);
-        let mut log = PairLog::new(gate_sender, Some(sender), Arc::clone(&shared));
+        let mut log = PairLog::new(gate_sender, Some(sender), Arc::clone(&shared), Vec::new());
         let glance = acks.glance().unwrap();
         log.open_passage(Passage::new(Burst::new(taps).unwrap(), glance, Arc::clone(&shared)));
         let builder = BatchBuilder::new(0, VirtualTime::ZERO, 0);
@@ -74,7 +74,7 @@ impl Primary {
     /// Sends a batch; the backup acknowledges it if it shall, and the ack lies in the socket.
     fn commit(&mut self, acknowledged: bool) {
         self.point += 1;
-        self.builder.input(self.point, &Input::Packet { nic: 0, frame: &[7; 60] });
+        self.builder.input(self.point, &Input::Packet { nic: 0, packet: &[7; 60] });
         self.log.commit(self.builder.seal(self.point, self.point)).unwrap();
         self.builder.begin();
         let until = Instant::now() + Duration::from_secs(10);

@@ -186,7 +186,7 @@ pub fn primary(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairEr
     let beacon = open_beacon(pair, ChannelSide::Primary, &parts)?;
 
     let (gate_sender, gate_receiver) = new_gate(config)?;
-    let mut log = PairLog::new(gate_sender, Some(sender), Arc::clone(&wiring.shared));
+    let mut log = PairLog::new(gate_sender, Some(sender), Arc::clone(&wiring.shared), exits.taps.clone());
     if let Some(acks) = receiver.glance().filter(|_| !parts.timing.placed) {
         let burst = Burst::new(exits.taps.clone()).map_err(host("write into taps by io_uring"))?;
         log.open_passage(Passage::new(burst, acks, Arc::clone(&wiring.shared)));
@@ -275,6 +275,7 @@ pub fn backup(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairErr
         reader,
         inputs: wiring.inputs,
         gate: gate_sender,
+        taps: exits.taps.clone(),
         pace: pace(config),
         shared: Arc::clone(&wiring.shared),
     };

@@ -449,7 +449,7 @@ impl Loop {
         self.s.shared.give(Order::Alone);
         for _ in 0..ANNOUNCEMENTS {
             for (tap, mac) in self.s.exits.taps.iter().zip(&self.s.macs) {
-                if let Err(error) = tap.write_frame(&rarp_announcement(*mac)) {
+                if let Err(error) = tap.write_packet(&rarp_announcement(*mac)) {
                     tracing::warn!(%error, "the machine's address could not be announced");
                 }
             }

@@ -6,6 +6,7 @@ use crate::host::io::disk::Disks;
 use crate::host::io::terminal::Terminal;
 use crate::host::tap::Tap;
 use crate::machine::output::{DiskRequest, Notice, Outputs};
+use crate::machine::virtio::net::offload::Offloads;
 
 /// Sends each output at once.
 #[derive(Debug)]
@@ -19,11 +20,17 @@ pub struct OpenOutputs {
 }
 
 impl Outputs for OpenOutputs {
-    fn packet(&mut self, nic: u8, frame: &[u8]) {
+    fn packet(&mut self, nic: u8, packet: &[u8]) {
         if let Some(tap) = self.taps.get(usize::from(nic))
-            && let Err(error) = tap.write_frame(frame)
+            && let Err(error) = tap.write_packet(packet)
         {
             tracing::debug!(nic, %error, "a packet was lost");
+        }
+    }
+
+    fn offloads(&mut self, nic: u8, to_guest: Offloads) {
+        if let Some(tap) = self.taps.get(usize::from(nic)) {
+            tap.follow(to_guest);
         }
     }
 

@@ -14,6 +14,7 @@ use crate::host::guest::{BootFacts, Guest};
 use crate::host::io::terminal::Terminal;
 use crate::machine::cpu::cpuid::identity_bytes;
 use crate::machine::output::{DiskRequest, Outputs};
+use crate::machine::virtio::net::offload::Offloads;
 use crate::machine::vm::{Machine, MachineError};
 use crate::replay::batch::Traffic;
 use crate::replay::divergence::{Difference, Divergence};
@@ -155,7 +156,9 @@ impl Batches for FileBatches {
 struct Echo(Terminal);
 
 impl Outputs for Echo {
-    fn packet(&mut self, _nic: u8, _frame: &[u8]) {}
+    fn packet(&mut self, _nic: u8, _packet: &[u8]) {}
+
+    fn offloads(&mut self, _nic: u8, _to_guest: Offloads) {}
 
     fn disk(&mut self, _request: DiskRequest<'_>) {}
 

@@ -27,6 +27,7 @@ use crate::host::vcpu::inputs::{HostInputs, VcpuBell, inputs};
 use crate::host::vcpu::kick::Kicker;
 use crate::machine::cpu::cpuid::identity_bytes;
 use crate::machine::output::{DiskRequest, Notice, Outputs, PowerEvent};
+use crate::machine::virtio::net::offload::Offloads;
 use crate::machine::vm::{Machine, MachineError};
 use crate::replay::batch::{Batch, SCHEMA, Traffic};
 use crate::replay::memory_sum::PageSum;
@@ -113,8 +114,12 @@ struct SoloLog {
 }
 
 impl Outputs for SoloLog {
-    fn packet(&mut self, nic: u8, frame: &[u8]) {
-        self.outputs.packet(nic, frame);
+    fn packet(&mut self, nic: u8, packet: &[u8]) {
+        self.outputs.packet(nic, packet);
+    }
+
+    fn offloads(&mut self, nic: u8, to_guest: Offloads) {
+        self.outputs.offloads(nic, to_guest);
     }
 
     fn disk(&mut self, request: DiskRequest<'_>) {

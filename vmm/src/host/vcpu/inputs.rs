@@ -88,7 +88,7 @@ impl InputSource {
         sent
     }
 
-    /// Lets `read` put a frame of at most `longest` bytes straight into the ring. It returns the frame's
+    /// Lets `read` put a packet of at most `longest` bytes straight into the ring. It returns the packet's
     /// length, or `None` if there is none. False: the ring is full and `read` was not called.
     ///
     /// # Errors
@@ -185,7 +185,7 @@ fn decode(bytes: &[u8]) -> Option<Input<'_>> {
     let (header, payload) = bytes.split_at_checked(HEADER)?;
     let tag = u64::from_le_bytes(*header[8..].first_chunk()?);
     Some(match header[0] {
-        kind::PACKET => Input::Packet { nic: header[1], frame: payload },
+        kind::PACKET => Input::Packet { nic: header[1], packet: payload },
         kind::DISK => {
             let status = if header[2] == 0 { DiskStatus::Ok } else { DiskStatus::IoError };
             Input::DiskDone { disk: header[1], tag, status, data: payload }
@@ -282,7 +282,7 @@ mod tests {
         }
         let wanted = [
             Input::Serial(b"hi"),
-            Input::Packet { nic: 2, frame: &[7; 60] },
+            Input::Packet { nic: 2, packet: &[7; 60] },
             Input::DiskDone { disk: 3, tag: 1 << 40, status: DiskStatus::IoError, data: b"" },
         ];
         assert_eq!(seen, wanted.map(|i| format!("{i:?}")));

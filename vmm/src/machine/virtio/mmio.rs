@@ -290,6 +290,7 @@ impl VirtioMmio {
         if value == 0 {
             self.device.reset();
             self.state = State::power_on(&self.device);
+            self.tell_offloads(outputs);
             return;
         }
         let before = self.state.status;
@@ -304,10 +305,18 @@ impl VirtioMmio {
         self.state.status |= set;
         if set & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
             self.device.activate(features);
+            self.tell_offloads(outputs);
             // Whatever the driver made available before it said so.
             for queue in 0..self.state.queues.len() {
                 self.notify(queue, mem, outputs);
             }
+        }
+    }
+
+    /// The host hears what a network driver can do with packets.
+    fn tell_offloads(&self, outputs: &mut dyn Outputs) {
+        if let Some(net) = self.net() {
+            outputs.offloads(net.nic(), net.state().to_guest);
         }
     }
 
@@ -325,14 +334,15 @@ impl VirtioMmio {
         }
     }
 
-    /// A frame arrived for this network device.
-    pub fn receive(&mut self, frame: &[u8], mem: &GuestMemory) -> RxOutcome {
+    /// A packet arrived for this network device: a header of [`offload::HEADER_LEN`](super::net::offload::HEADER_LEN)
+    /// bytes, and a frame.
+    pub fn receive(&mut self, packet: &[u8], mem: &GuestMemory) -> RxOutcome {
         let usable = self.state.usable(0);
         let VirtioDevice::Net(net) = &mut self.device else { return RxOutcome::DeviceDown };
         if !usable {
             return RxOutcome::DeviceDown;
         }
-        match net.receive(frame, &mut self.state.queues, mem) {
+        match net.receive(packet, &mut self.state.queues, mem) {
             Ok((outcome, interrupt)) => {
                 self.settle(Ok(interrupt));
                 outcome
@@ -344,11 +354,11 @@ impl VirtioMmio {
         }
     }
 
-    /// Whether a frame of `len` bytes should be given to [`VirtioMmio::receive`] now. If not, it would be dropped
-    /// for want of a buffer or a driver, and a host had better keep it than log it.
+    /// Whether a packet should be given to [`VirtioMmio::receive`] now. If not, it would be dropped, for want of a
+    /// buffer or of a driver that can read it: a host need not log it.
     #[must_use]
-    pub fn can_receive(&self, len: usize, mem: &GuestMemory) -> bool {
-        self.net().is_some_and(|net| self.state.usable(0) && net.can_receive(len, &self.state.queues, mem))
+    pub fn can_receive(&self, packet: &[u8], mem: &GuestMemory) -> bool {
+        self.net().is_some_and(|net| self.state.usable(0) && net.can_receive(packet, &self.state.queues, mem))
     }
 
     /// A disk request is complete: its data reaches guest memory now. Requests that waited for room go out.

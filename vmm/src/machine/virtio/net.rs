@@ -1,6 +1,10 @@
-//! virtio-net (virtio 1.3, section 5.1): one pair of queues, no offloads.
+//! virtio-net (virtio 1.3, section 5.1): one pair of queues.
 //!
-//! Neither direction allocates. Checksums and segmentation are the guest's: what it sends is what leaves.
+//! Neither direction allocates. Checksums and segmentation are left to the host where the driver can do without, as
+//! the header before each frame says; the device does neither.
+
+/// What is left to the reader of a packet.
+pub mod offload;
 
 use std::hash::{Hash, Hasher};
 
@@ -8,6 +12,7 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 
+use self::offload::Offloads;
 use super::chain::Chain;
 use super::queue::{QueueError, VirtQueue};
 use crate::machine::memory::GuestMemory;
@@ -16,8 +21,9 @@ use crate::machine::output::Outputs;
 /// Entries in each queue.
 pub const QUEUE_SIZE: u16 = 256;
 
-/// Bytes of the header before each frame (`struct virtio_net_hdr_v1`).
-pub const HEADER_LEN: usize = 12;
+/// Bytes of the header before each frame in the queues (`struct virtio_net_hdr_v1`): that of a packet, and
+/// `num_buffers`.
+pub const HEADER_LEN: usize = offload::HEADER_LEN + 2;
 
 /// Bytes of the shortest frame: an Ethernet header.
 pub const MIN_FRAME: usize = 14;
@@ -30,9 +36,6 @@ const RX: usize = 0;
 /// Queue of frames from the guest.
 pub(super) const TX: usize = 1;
 
-/// Offset of `num_buffers` in the header.
-const NUM_BUFFERS: u32 = 10;
-
 /// What became of a frame for the guest. All but `Delivered` leave guest memory unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RxOutcome {
@@ -42,6 +45,8 @@ pub enum RxOutcome {
     NoBuffer,
     /// No Ethernet frame: shorter than [`MIN_FRAME`] or longer than [`MAX_FRAME`]; dropped.
     BadLength,
+    /// Its header asks for what the driver cannot do; dropped. It was read before the driver said so.
+    NotNegotiated,
     /// No driver, or the device waits for its reset; dropped.
     DeviceDown,
 }
@@ -51,6 +56,10 @@ pub enum RxOutcome {
 pub struct State {
     /// Whether a frame may be spread over several chains (VIRTIO_NET_F_MRG_RXBUF negotiated).
     pub mergeable: bool,
+    /// What the driver can do with packets for it.
+    pub to_guest: Offloads,
+    /// What the driver may leave to the host.
+    pub from_guest: Offloads,
     /// Frames the guest sent.
     pub sent: u64,
     /// Frames the guest was given.
@@ -81,7 +90,7 @@ impl Net {
             nic,
             mac,
             served_at_idle: false,
-            scratch: vec![0; MAX_FRAME].into_boxed_slice(),
+            scratch: vec![0; offload::HEADER_LEN + MAX_FRAME].into_boxed_slice(),
             chain: Chain::with_room_for(QUEUE_SIZE),
             state: State::default(),
         }
@@ -108,7 +117,7 @@ impl Net {
     pub(super) const QUEUES: &'static [u16] = &[QUEUE_SIZE; 2];
 
     pub(super) fn features() -> u64 {
-        1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MRG_RXBUF
+        1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MRG_RXBUF | Offloads::features()
     }
 
     /// `struct virtio_net_config`: mac, status.
@@ -120,10 +129,12 @@ impl Net {
 
     pub(super) fn activate(&mut self, features: u64) {
         self.state.mergeable = features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0;
+        self.state.to_guest = Offloads::to_guest(features);
+        self.state.from_guest = Offloads::from_guest(features);
     }
 
     pub(super) fn reset(&mut self) {
-        self.state.mergeable = false;
+        self.activate(0);
     }
 
     pub(super) fn hash_state(&self, h: &mut impl Hasher) {
@@ -159,13 +170,20 @@ impl Net {
             let len = (self.chain.readable_len() as usize)
                 .checked_sub(HEADER_LEN)
                 .ok_or(QueueError::ShortChain { head })?;
-            let frame = self.scratch.get_mut(..len).ok_or(QueueError::OversizeChain { head })?;
-            self.chain.gather(mem, HEADER_LEN as u32, frame)?;
-            if len >= MIN_FRAME {
-                outputs.packet(self.nic, frame);
-                self.state.sent += 1;
-            } else {
-                self.state.dropped += 1;
+            let packet = self
+                .scratch
+                .get_mut(..offload::HEADER_LEN + len)
+                .ok_or(QueueError::OversizeChain { head })?;
+            let mut header = offload::COMPLETE;
+            self.chain.gather(mem, 0, &mut header)?;
+            self.chain.gather(mem, HEADER_LEN as u32, &mut packet[offload::HEADER_LEN..])?;
+            match self.state.from_guest.sent(header, len).filter(|_| len >= MIN_FRAME) {
+                Some(header) => {
+                    packet[..offload::HEADER_LEN].copy_from_slice(&header);
+                    outputs.packet(self.nic, packet);
+                    self.state.sent += 1;
+                }
+                None => self.state.dropped += 1,
             }
             queue.push_used(mem, head, 0)?;
         }
@@ -177,23 +195,38 @@ impl Net {
         queue.wants_interrupt(mem)
     }
 
-    /// Whether [`Net::receive`] would find room for a frame of `len` bytes. True too if it would find the queue
-    /// corrupt: the frame must then be delivered, so that both sides find it at the same position.
-    pub(super) fn can_receive(&self, len: usize, queues: &[VirtQueue], mem: &GuestMemory) -> bool {
-        !matches!(queues[RX].chains_for(mem, HEADER_LEN + len, self.max_chains()), Ok(None))
+    /// Whether [`Net::receive`] would deliver this packet. True too if it would find the queue corrupt: the packet
+    /// must then be delivered, so that both sides find it at the same position.
+    pub(super) fn can_receive(&self, packet: &[u8], queues: &[VirtQueue], mem: &GuestMemory) -> bool {
+        self.admit(packet).is_ok_and(|(_, frame)| {
+            !matches!(queues[RX].chains_for(mem, HEADER_LEN + frame.len(), self.max_chains()), Ok(None))
+        })
     }
 
-    /// A frame arrived. True beside the outcome: interrupt the driver.
+    /// The header for the driver, and the frame.
+    fn admit<'a>(&self, packet: &'a [u8]) -> Result<([u8; offload::HEADER_LEN], &'a [u8]), RxOutcome> {
+        let (header, frame) = packet.split_first_chunk().ok_or(RxOutcome::BadLength)?;
+        if !(MIN_FRAME..=MAX_FRAME).contains(&frame.len()) {
+            return Err(RxOutcome::BadLength);
+        }
+        let header = self.state.to_guest.received(*header, frame.len());
+        Ok((header.ok_or(RxOutcome::NotNegotiated)?, frame))
+    }
+
+    /// A packet arrived. True beside the outcome: interrupt the driver.
     pub(super) fn receive(
         &mut self,
-        frame: &[u8],
+        packet: &[u8],
         queues: &mut [VirtQueue],
         mem: &GuestMemory,
     ) -> Result<(RxOutcome, bool), QueueError> {
-        if !(MIN_FRAME..=MAX_FRAME).contains(&frame.len()) {
-            self.state.dropped += 1;
-            return Ok((RxOutcome::BadLength, false));
-        }
+        let (left, frame) = match self.admit(packet) {
+            Ok(admitted) => admitted,
+            Err(outcome) => {
+                self.state.dropped += 1;
+                return Ok((outcome, false));
+            }
+        };
         let queue = &mut queues[RX];
         let Some(chains) = queue.chains_for(mem, HEADER_LEN + frame.len(), self.max_chains())? else {
             self.state.dropped += 1;
@@ -201,7 +234,8 @@ impl Net {
             return Ok((RxOutcome::NoBuffer, false));
         };
         let mut header = [0; HEADER_LEN];
-        header[NUM_BUFFERS as usize..].copy_from_slice(&chains.to_le_bytes());
+        header[..left.len()].copy_from_slice(&left);
+        header[left.len()..].copy_from_slice(&chains.to_le_bytes());
         let mut rest = frame;
         for n in 0..chains {
             if !queue.pop(mem, &mut self.chain)? {
