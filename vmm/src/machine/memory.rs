@@ -18,10 +18,22 @@ use std::sync::Arc;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MemoryRegionAddress, VolatileSlice,
 };
 
 /// Guest physical memory as devices see it.
 pub type GuestMemory = GuestMemoryMmap<()>;
+
+/// Guest memory from `address` on, `len` bytes of it; `None` if not all of that is RAM.
+#[must_use]
+pub fn ram(mem: &GuestMemory, address: u64, len: u64) -> Option<VolatileSlice<'_>> {
+    // Two regions at most, with a hole between them: no range lies in both.
+    mem.iter().find_map(|region| {
+        let offset = address.checked_sub(region.start_addr().0)?;
+        let rest = region.len().checked_sub(offset)?;
+        (len <= rest).then(|| region.get_slice(MemoryRegionAddress(offset), len as usize).ok())?
+    })
+}
 
 /// Bytes in a page, and the granularity of guest memory.
 pub const PAGE_SIZE: usize = 4096;

@@ -1,9 +1,7 @@
 //! A descriptor chain that has been checked: every buffer lies in guest memory.
 
-use vm_memory::{Bytes, GuestAddress};
-
 use super::fault::QueueError;
-use crate::machine::memory::GuestMemory;
+use crate::machine::memory::{GuestMemory, ram};
 
 /// One buffer of a chain, in guest memory from its first byte to its last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,8 +97,8 @@ impl Chain {
         let mut done = 0;
         for part in parts(self.readable(), offset, buffer.len()) {
             let end = done + part.len as usize;
-            mem.read_slice(&mut buffer[done..end], GuestAddress(part.address))
-                .map_err(|_| QueueError::outside_ram(part))?;
+            let from = ram(mem, part.address, u64::from(part.len)).ok_or(QueueError::outside_ram(part))?;
+            from.copy_to(&mut buffer[done..end]);
             done = end;
         }
         if done == buffer.len() { Ok(()) } else { Err(QueueError::ShortChain { head: self.head }) }
@@ -129,8 +127,8 @@ pub(super) fn scatter(
     let mut done = 0;
     for part in parts(segments, offset, data.len()) {
         let end = done + part.len as usize;
-        mem.write_slice(&data[done..end], GuestAddress(part.address))
-            .map_err(|_| QueueError::outside_ram(part))?;
+        let to = ram(mem, part.address, u64::from(part.len)).ok_or(QueueError::outside_ram(part))?;
+        to.copy_from(&data[done..end]);
         done = end;
     }
     Ok(done == data.len())
@@ -153,6 +151,7 @@ fn parts(segments: &[Segment], offset: u32, len: usize) -> impl Iterator<Item = 
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use vm_memory::GuestAddress;
 
     proptest! {
         /// However a message is cut into buffers, scatter and gather see one run of bytes.

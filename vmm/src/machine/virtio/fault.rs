@@ -117,9 +117,3 @@ impl QueueError {
         Self::BufferOutsideRam { address: segment.address, len: segment.len }
     }
 }
-
-impl From<virtio_queue::Error> for QueueError {
-    fn from(_: virtio_queue::Error) -> Self {
-        Self::Inaccessible
-    }
-}

@@ -1,31 +1,21 @@
 //! A split virtqueue whose every step is checked.
 //!
-//! The ring's own steps (available index, used ring, notification suppression) are the `virtio-queue`
-//! crate's. What that crate passes over in silence is checked here, since a guest that breaks its queue must
-//! be told, on primary and backup alike: the crate ends a chain early at a bad index, a loop or a nested
-//! indirect table, hands out buffers that lie outside memory, and keeps the old address when it is
-//! given a misaligned one. Here each of these is a `QueueError`.
+//! A guest that breaks its queue must be told, on primary and backup alike: where the `virtio-queue` crate ends a chain
+//! early at a bad index, a loop or a nested indirect table, hands out buffers that lie outside memory, or keeps the old
+//! address when it is given a misaligned one, there is a `QueueError` here. The tests hold the two against each other.
 //!
 //! Devices run while the vCPU is stopped, so that reading a ring twice gives the same answer twice.
 
-use std::sync::atomic::Ordering;
+mod ring;
 
 use virtio_bindings::virtio_ring::{
-    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY,
 };
-use virtio_queue::desc::split::Descriptor;
-use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
+use self::ring::{AvailableRing, DESCRIPTOR_SIZE, Table, UsedRing};
 use super::chain::{Chain, Segment};
 pub use super::fault::{Part, QueueError};
-use crate::machine::memory::GuestMemory;
-
-/// Bytes of a descriptor.
-const DESCRIPTOR_SIZE: u64 = 16;
-
-/// Offset of the first entry of the available and the used ring.
-const RING_HEADER: u64 = 4;
+use crate::machine::memory::{GuestMemory, ram};
 
 /// A virtqueue: what the driver configured, and how far the device has come.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -112,16 +102,15 @@ impl VirtQueue {
         else {
             return Err(QueueError::Size(self.size));
         };
-        let size = u64::from(size);
         for (part, address, align, len) in [
-            (Part::DescriptorTable, self.desc_table, 16, DESCRIPTOR_SIZE * size),
-            (Part::AvailableRing, self.avail_ring, 2, RING_HEADER + 2 * size + 2),
-            (Part::UsedRing, self.used_ring, 4, RING_HEADER + 8 * size + 2),
+            (Part::DescriptorTable, self.desc_table, 16, DESCRIPTOR_SIZE * u64::from(size)),
+            (Part::AvailableRing, self.avail_ring, 2, AvailableRing::bytes(size)),
+            (Part::UsedRing, self.used_ring, 4, UsedRing::bytes(size)),
         ] {
             if address == 0 || !address.is_multiple_of(align) {
                 return Err(QueueError::Misaligned { part, address });
             }
-            if !in_ram(mem, address, len) {
+            if ram(mem, address, len).is_none() {
                 return Err(QueueError::RingOutsideRam { part, address });
             }
         }
@@ -147,7 +136,11 @@ impl VirtQueue {
         if !self.ready {
             return Ok(0);
         }
-        let index = self.ring()?.avail_idx(mem, Ordering::Relaxed)?.0;
+        self.pending_in(&self.available(mem)?)
+    }
+
+    fn pending_in(&self, available: &AvailableRing<'_>) -> Result<u16, QueueError> {
+        let index = available.index()?;
         let pending = index.wrapping_sub(self.next_avail);
         if u32::from(pending) > self.size {
             return Err(QueueError::AvailableIndex { index, next: self.next_avail });
@@ -160,14 +153,17 @@ impl VirtQueue {
     /// # Errors
     /// What is wrong with the ring or the chain.
     pub fn pop(&mut self, mem: &GuestMemory, chain: &mut Chain) -> Result<bool, QueueError> {
-        if self.pending(mem)? == 0 {
+        if !self.ready {
             return Ok(false);
         }
-        let mut ring = self.ring()?;
-        let head = ring.iter(mem)?.next().ok_or(QueueError::Inaccessible)?.head_index();
+        let available = self.available(mem)?;
+        if self.pending_in(&available)? == 0 {
+            return Ok(false);
+        }
+        let head = available.head(self.next_avail)?;
         chain.start(head);
-        self.walk(mem, head, |segment, writable| chain.append(segment, writable))?;
-        self.next_avail = ring.next_avail();
+        self.walk(mem, &self.table(mem)?, head, |segment, writable| chain.append(segment, writable))?;
+        self.next_avail = self.next_avail.wrapping_add(1);
         Ok(true)
     }
 
@@ -187,23 +183,22 @@ impl VirtQueue {
         len: usize,
         max_chains: u16,
     ) -> Result<Option<u16>, QueueError> {
-        let pending = self.pending(mem)?;
-        if pending == 0 {
+        if !self.ready {
             return Ok(None);
         }
+        let (available, table) = (self.available(mem)?, self.table(mem)?);
         let mut room = 0;
-        let mut ring = self.ring()?;
-        for (chain, count) in ring.iter(mem)?.take(usize::from(pending.min(max_chains))).zip(1..) {
-            let head = chain.head_index();
+        for n in 0..self.pending_in(&available)?.min(max_chains) {
+            let head = available.head(self.next_avail.wrapping_add(n))?;
             let before = room;
-            self.walk(mem, head, |segment, writable| {
+            self.walk(mem, &table, head, |segment, writable| {
                 room += if writable { segment.len as usize } else { 0 }
             })?;
             if room == before {
                 return Err(QueueError::ShortChain { head });
             }
             if room >= len {
-                return Ok(Some(count));
+                return Ok(Some(n + 1));
             }
         }
         Ok(None)
@@ -217,9 +212,8 @@ impl VirtQueue {
         if u32::from(head) >= self.size {
             return Err(QueueError::DescriptorIndex { index: head, table_len: self.size });
         }
-        let mut ring = self.ring()?;
-        ring.add_used(mem, head, len)?;
-        self.next_used = ring.next_used();
+        self.used(mem)?.put(self.next_used, head, len)?;
+        self.next_used = self.next_used.wrapping_add(1);
         Ok(())
     }
 
@@ -234,11 +228,10 @@ impl VirtQueue {
             return Ok(false);
         }
         if self.event_idx {
-            let used_event = self.avail_ring + RING_HEADER + 2 * u64::from(self.size);
-            let event = load_u16(mem, used_event)?;
+            let event = self.available(mem)?.used_event()?;
             Ok(self.next_used.wrapping_sub(event).wrapping_sub(1) < added)
         } else {
-            let flags = load_u16(mem, self.avail_ring)?;
+            let flags = self.available(mem)?.flags()?;
             Ok(flags & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
         }
     }
@@ -248,8 +241,8 @@ impl VirtQueue {
     /// # Errors
     /// None on a ready queue.
     pub fn ask_for_kick(&mut self, mem: &GuestMemory) -> Result<(), QueueError> {
-        self.ring()?.enable_notification(mem)?;
-        Ok(())
+        let used = self.used(mem)?;
+        if self.event_idx { used.set_available_event(self.next_avail) } else { used.set_flags(0) }
     }
 
     /// Asks the driver not to notify: the device looks at the queue by itself.
@@ -257,8 +250,11 @@ impl VirtQueue {
     /// # Errors
     /// When the rings lie outside memory.
     pub fn ask_for_no_kick(&mut self, mem: &GuestMemory) -> Result<(), QueueError> {
-        self.ring()?.disable_notification(mem)?;
-        Ok(())
+        if self.event_idx {
+            // The index that it was asked for last lies behind it.
+            return Ok(());
+        }
+        self.used(mem)?.set_flags(VRING_USED_F_NO_NOTIFY as u16)
     }
 
     /// For a queue of empty buffers that wait for input: asks to be notified only when none is left, since
@@ -267,43 +263,33 @@ impl VirtQueue {
     /// # Errors
     /// See [`VirtQueue::pending`].
     pub fn ask_for_kick_if_empty(&mut self, mem: &GuestMemory) -> Result<(), QueueError> {
-        if self.pending(mem)? == 0 {
-            self.ask_for_kick(mem)
-        } else {
-            self.ring()?.disable_notification(mem)?;
-            Ok(())
-        }
+        if self.pending(mem)? == 0 { self.ask_for_kick(mem) } else { self.ask_for_no_kick(mem) }
     }
 
-    /// Shows `visit` each buffer of the chain at `head`, and whether the device may write it.
+    /// Shows `visit` each buffer of the chain at `head` of `table`, and whether the device may write it.
     fn walk(
         &self,
         mem: &GuestMemory,
+        table: &Table<'_>,
         head: u16,
         mut visit: impl FnMut(Segment, bool),
     ) -> Result<(), QueueError> {
-        let (mut table, mut table_len, mut in_indirect) = (self.desc_table, self.size, false);
+        let (mut table, mut in_indirect) = (*table, false);
         let mut index = head;
         let (mut count, mut total, mut seen_writable) = (0, 0u32, false);
         loop {
-            if u32::from(index) >= table_len {
-                return Err(QueueError::DescriptorIndex { index, table_len });
-            }
-            let descriptor: Descriptor = mem
-                .read_obj(GuestAddress(table + u64::from(index) * DESCRIPTOR_SIZE))
-                .map_err(|_| QueueError::Inaccessible)?;
+            let descriptor = table.descriptor(index)?;
             if descriptor.refers_to_indirect_table() {
                 if !self.indirect || in_indirect || descriptor.has_next() {
                     return Err(QueueError::IndirectNotAllowed { head });
                 }
                 let (address, bytes) = (descriptor.addr().0, descriptor.len());
-                if bytes == 0
-                    || !u64::from(bytes).is_multiple_of(DESCRIPTOR_SIZE)
-                    || !in_ram(mem, address, u64::from(bytes))
-                {
+                if bytes == 0 || !u64::from(bytes).is_multiple_of(DESCRIPTOR_SIZE) {
                     return Err(QueueError::IndirectTable { head });
                 }
-                (table, table_len, in_indirect, index) = (address, bytes / DESCRIPTOR_SIZE as u32, true, 0);
+                table = Table::at(mem, address, bytes / DESCRIPTOR_SIZE as u32)
+                    .ok_or(QueueError::IndirectTable { head })?;
+                (in_indirect, index) = (true, 0);
                 continue;
             }
             count += 1;
@@ -314,7 +300,7 @@ impl VirtQueue {
             if segment.len == 0 {
                 return Err(QueueError::ZeroLength { head });
             }
-            if !in_ram(mem, segment.address, u64::from(segment.len)) {
+            if ram(mem, segment.address, u64::from(segment.len)).is_none() {
                 return Err(QueueError::outside_ram(segment));
             }
             total = total.checked_add(segment.len).ok_or(QueueError::ChainTooLarge { head })?;
@@ -331,29 +317,22 @@ impl VirtQueue {
         }
     }
 
-    /// The crate's view of this queue.
-    fn ring(&self) -> Result<Queue, QueueError> {
-        Ok(Queue::try_from(QueueState {
-            max_size: self.max_size,
-            next_avail: self.next_avail,
-            next_used: self.next_used,
-            event_idx_enabled: self.event_idx,
-            size: u16::try_from(self.size).map_err(|_| QueueError::Size(self.size))?,
-            ready: self.ready,
-            desc_table: self.desc_table,
-            avail_ring: self.avail_ring,
-            used_ring: self.used_ring,
-        })?)
+    fn table<'a>(&self, mem: &'a GuestMemory) -> Result<Table<'a>, QueueError> {
+        Table::at(mem, self.desc_table, self.size).ok_or(QueueError::Inaccessible)
     }
-}
 
-fn load_u16(mem: &GuestMemory, address: u64) -> Result<u16, QueueError> {
-    mem.load(GuestAddress(address), Ordering::Relaxed).map(u16::from_le).map_err(|_| QueueError::Inaccessible)
-}
+    fn available<'a>(&self, mem: &'a GuestMemory) -> Result<AvailableRing<'a>, QueueError> {
+        AvailableRing::at(mem, self.avail_ring, self.entries()?).ok_or(QueueError::Inaccessible)
+    }
 
-/// Whether all of `[address, address + len)` is guest memory.
-fn in_ram(mem: &GuestMemory, address: u64, len: u64) -> bool {
-    address.checked_add(len).is_some() && mem.check_range(GuestAddress(address), len as usize)
+    fn used<'a>(&self, mem: &'a GuestMemory) -> Result<UsedRing<'a>, QueueError> {
+        UsedRing::at(mem, self.used_ring, self.entries()?).ok_or(QueueError::Inaccessible)
+    }
+
+    /// A valid size, once the queue is ready.
+    fn entries(&self) -> Result<u16, QueueError> {
+        u16::try_from(self.size).ok().filter(|size| size.is_power_of_two()).ok_or(QueueError::Size(self.size))
+    }
 }
 
 #[cfg(test)]
@@ -361,7 +340,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use virtio_queue::desc::RawDescriptor;
+    use virtio_queue::desc::split::Descriptor;
     use virtio_queue::mock::MockSplitQueue;
+    use virtio_queue::{Queue, QueueOwnedT};
+    use vm_memory::{Bytes, GuestAddress};
 
     const SIZE: u16 = 8;
     const RAM: usize = 0x1_0000;
@@ -442,7 +424,7 @@ mod tests {
                 Err(fault) => {
                     let cut = !ended;
                     let untouchable = theirs.iter().any(|(segment, _)| {
-                        segment.len == 0 || !in_ram(&mem, segment.address, u64::from(segment.len))
+                        segment.len == 0 || ram(&mem, segment.address, u64::from(segment.len)).is_none()
                     });
                     let disordered = theirs.windows(2).any(|pair| pair[0].1 && !pair[1].1);
                     // The crate lets a table have a successor, and a chain through a table have the table's length.
