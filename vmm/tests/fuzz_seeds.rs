@@ -20,7 +20,7 @@ use tandem_vmm::replay::batch::ArchivedBatch;
 use tandem_vmm::replay::builder::BatchBuilder;
 use tandem_vmm::replay::player::Player;
 use tandem_vmm::replay::shipped::LINE;
-use tandem_vmm::replay::stop::StopImage;
+use tandem_vmm::replay::stop::{Packing, StopImage};
 
 /// The first byte tells the fuzzer's target what to make of the rest.
 const AS_IT_IS: u8 = 0;
@@ -66,7 +66,7 @@ fn wire() -> Vec<u8> {
     builder.captured(Trap::Rdtsc, 4096);
     builder.captured(Trap::Rdtscp, 5120);
     builder.captured(Trap::Rdrand, 0x1234_5678_9abc);
-    builder.forced_stop(5, &stop_image().pack(true).unwrap(), 0);
+    builder.forced_stop(5, &stop_image().pack(true, Packing::Lz4).unwrap(), 0);
     builder.input(5, &time(9_000_000_000));
     builder.input(6, &Input::Console(b"x"));
     builder.input(6, &Input::ShadowDropped);
@@ -95,7 +95,8 @@ fn seeds_are_of_todays_format() {
     check("log_wire/as-it-is", &seed(AS_IT_IS, &wire()));
     check("log_wire/to-repair", &seed(TO_REPAIR, &wire()));
     let image = stop_image();
-    check("stop_image/packed", &seed(0, &image.pack(true).unwrap()));
+    check("stop_image/packed", &seed(0, &image.pack(true, Packing::Lz4).unwrap()));
+    check("stop_image/plain", &seed(0, &image.pack(false, Packing::Plain).unwrap()));
     // Unpacked, and small enough that changes hit what matters.
     let small = StopImage { pages: Vec::new(), changed: Vec::new(), lines: Vec::new(), ..image };
     check("stop_image/archive", &seed(1, &rkyv::to_bytes::<Error>(&small).unwrap()));

@@ -28,7 +28,8 @@ mod turns;
 mod usage;
 
 use crate::report::{EMULATED, Failover, Peer, Report, Row, host};
-use emulated::{Found, TimeLeft};
+use emulated::Found;
+pub(crate) use emulated::TimeLeft;
 use fill::Fill;
 use machine::Sources;
 use progress::Progress;
@@ -69,13 +70,9 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    fn time(&self) -> Duration {
-        self.seconds.map_or(if self.quick { QUICK } else { FULL }, Duration::from_secs)
-    }
-
-    /// What is left of the run's time.
-    pub(crate) fn time_left(&self) -> Duration {
-        TimeLeft::of(self.time()).left()
+    /// The run's time, which begins now.
+    pub(crate) fn start(&self) -> TimeLeft {
+        TimeLeft::of(self.seconds.map_or(if self.quick { QUICK } else { FULL }, Duration::from_secs))
     }
 }
 
@@ -86,31 +83,43 @@ impl Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let kinds: &[Kind] =
         if args.qemu { &[Kind::Alone, Kind::Pair, Kind::Qemu] } else { &[Kind::Alone, Kind::Pair] };
-    measure("paper", args, kinds, Vec::new())
+    measure("paper", args, args.start(), kinds, Vec::new)
 }
 
-/// Measures on these kinds of VMs, in this order, in each turn. `peers` were measured before.
+/// Measures on these kinds of VMs, in this order, in each turn, in the `time` that is left. `peers` were measured
+/// before, or meanwhile.
 ///
 /// # Errors
 /// As [`run`].
-pub(crate) fn measure(bench: &'static str, args: &Args, kinds: &[Kind], mut peers: Vec<Peer>) -> Result<()> {
+pub(crate) fn measure(
+    bench: &'static str,
+    args: &Args,
+    time: TimeLeft,
+    kinds: &[Kind],
+    peers: impl FnOnce() -> Vec<Peer>,
+) -> Result<()> {
     if let Some(obstacle) = lab::obstacle() {
         bail!("no lab can be built here: {obstacle}");
     }
     let (sources, cmdline) = sources()?;
     let packages = std::fs::read_to_string(&sources.packages).unwrap_or_default();
     let rows = if args.rows.is_empty() { Row::ALL.to_vec() } else { args.rows.clone() };
-    let (mut turns, facts, emulated) = match linux::place(&sources.tandem)? {
-        Place::Here => (turns(args, kinds, kinds, &rows, (sources, cmdline))?, host::Facts::gather(), false),
+    let (mut turns, facts, peers, emulated) = match linux::place(&sources.tandem)? {
+        Place::Here => {
+            let turns = turns(args, time, kinds, kinds, &rows, (sources, cmdline))?;
+            (turns, host::Facts::gather(), peers(), false)
+        }
         Place::Emulated => {
             let kind = emulated::kind().context("this is inside a machine that was not made for it")?;
-            let turns = turns(args, kinds, &[kind], &rows, (sources, cmdline))?;
-            return Found { turns, facts: host::Facts::gather(), peers }.tell();
+            let turns = turns(args, time, kinds, &[kind], &rows, (sources, cmdline))?;
+            return Found { turns, facts: host::Facts::gather(), peers: peers() }.tell();
         }
         Place::VirtmeNg => {
             eprintln!("this machine's KVM does not run Linux guests: the same in virtme-ng machines");
             let (mut all, mut facts) = (Turns::default(), None);
-            for (kind, found) in emulated::measure(&sources, args.time(), kinds)? {
+            let found = emulated::measure(&sources, time.left(), kinds)?;
+            let mut peers = peers();
+            for (kind, found) in found {
                 match found {
                     Ok(found) => {
                         all.merge(found.turns);
@@ -123,7 +132,7 @@ pub(crate) fn measure(bench: &'static str, args: &Args, kinds: &[Kind], mut peer
                     }
                 }
             }
-            (all, facts.unwrap_or_else(host::Facts::gather), true)
+            (all, facts.unwrap_or_else(host::Facts::gather), peers, true)
         }
     };
     let (idle, idle_reason) = split(turns.idle.take());
@@ -153,6 +162,7 @@ pub(crate) fn measure(bench: &'static str, args: &Args, kinds: &[Kind], mut peer
 /// The turns of some of the kinds of VMs, on this machine.
 fn turns(
     args: &Args,
+    time: TimeLeft,
     kinds: &[Kind],
     here: &[Kind],
     rows: &[Row],
@@ -163,7 +173,7 @@ fn turns(
     let emulated = linux::is_inside();
     let pace = if emulated { Pace::EMULATED } else { Pace::NATIVE };
     let _fill = emulated.then(Fill::start).transpose()?;
-    let mut stage = Stage::new(sources, cmdline, pace, TimeLeft::of(args.time()))?;
+    let mut stage = Stage::new(sources, cmdline, pace, time)?;
     let size = Size::new(emulated, args.quick);
     let steps = u64::from(turns) * here.len() as u64 * (rows.len() as u64 + 1) + 1;
     let mut progress = Progress::new(steps);

@@ -18,7 +18,9 @@ use crate::paper::machine::{Sources, copy_disk};
 use crate::report::Peer;
 use crate::report::host::qemu_version;
 
-/// For one boot with its work.
+const NAME: &str = "qemu-icount";
+
+/// For one boot with its work, at most.
 const PATIENCE: Duration = Duration::from_secs(150);
 
 /// How QEMU counts.
@@ -29,17 +31,29 @@ enum Mode {
     Replay,
 }
 
-/// Measures one compilation each way.
-pub(super) fn measure(sources: &Sources, cmdline: &str) -> Peer {
+/// Nothing was measured, and why.
+pub(super) fn lost(why: &str) -> Peer {
     let version = qemu_version().unwrap_or_else(|| "no QEMU".to_owned());
-    let mut figures = BTreeMap::new();
-    let reason = all(sources, cmdline, &mut figures).err().map(|error| format!("{error:#}"));
-    Peer { name: "qemu-icount".to_owned(), version, figures, reason }
+    Peer { name: NAME.to_owned(), version, figures: BTreeMap::new(), reason: Some(why.to_owned()) }
 }
 
-fn all(sources: &Sources, cmdline: &str, figures: &mut BTreeMap<String, f64>) -> Result<()> {
+/// Measures one compilation each way, each in `patience` at most.
+pub(super) fn measure(sources: &Sources, cmdline: &str, patience: Duration) -> Peer {
+    let version = qemu_version().unwrap_or_else(|| "no QEMU".to_owned());
+    let mut figures = BTreeMap::new();
+    let reason =
+        all(sources, cmdline, patience.min(PATIENCE), &mut figures).err().map(|error| format!("{error:#}"));
+    Peer { name: NAME.to_owned(), version, figures, reason }
+}
+
+fn all(
+    sources: &Sources,
+    cmdline: &str,
+    patience: Duration,
+    figures: &mut BTreeMap<String, f64>,
+) -> Result<()> {
     let directory = run_directory("icount")?;
-    let outcome = turns(sources, cmdline, &directory, figures);
+    let outcome = turns(sources, cmdline, (&directory, patience), figures);
     let _ = fs::remove_dir_all(&directory);
     outcome
 }
@@ -47,21 +61,27 @@ fn all(sources: &Sources, cmdline: &str, figures: &mut BTreeMap<String, f64>) ->
 fn turns(
     sources: &Sources,
     cmdline: &str,
-    directory: &Path,
+    (directory, patience): (&Path, Duration),
     figures: &mut BTreeMap<String, f64>,
 ) -> Result<()> {
-    let plain = turn(sources, cmdline, directory, Mode::Plain)?;
-    let record = turn(sources, cmdline, directory, Mode::Record)?;
+    let turn = |mode| turn(sources, cmdline, (directory, patience), mode);
+    let plain = turn(Mode::Plain)?;
+    let record = turn(Mode::Record)?;
     figures.insert("record_over_run".to_owned(), plain / record);
     let bytes = fs::metadata(directory.join("log")).context("QEMU wrote no log")?.len();
     figures.insert("log_mbit_s".to_owned(), bytes as f64 * 8e-6 / record);
-    let replay = turn(sources, cmdline, directory, Mode::Replay)?;
+    let replay = turn(Mode::Replay)?;
     figures.insert("replay_over_record".to_owned(), record / replay);
     Ok(())
 }
 
 /// Seconds from power-on until the guest is done.
-fn turn(sources: &Sources, cmdline: &str, directory: &Path, mode: Mode) -> Result<f64> {
+fn turn(
+    sources: &Sources,
+    cmdline: &str,
+    (directory, patience): (&Path, Duration),
+    mode: Mode,
+) -> Result<f64> {
     copy_disk(&sources.data, &directory.join("data.ext4"))?;
     let orders = Orders { batch: Some("tandem.do=compile:1".to_owned()), serve: false };
     let cmdline = orders.cmdline(&qemu_cmdline(cmdline)).replace("tandem.ip=10.77.0.2/24", "");
@@ -69,7 +89,7 @@ fn turn(sources: &Sources, cmdline: &str, directory: &Path, mode: Mode) -> Resul
     let began = Instant::now();
     let mut process =
         Launch::new("icount", Path::new("qemu-system-x86_64")).args(args).output(directory)?.start()?;
-    let Some(status) = process.wait(PATIENCE) else { bail!("QEMU ({mode:?}) was not done in {PATIENCE:?}") };
+    let Some(status) = process.wait(patience) else { bail!("QEMU ({mode:?}) was not done in {patience:?}") };
     let took = began.elapsed().as_secs_f64();
     ensure!(status.success(), "QEMU ({mode:?}): {status}: {}", process.last_words(3));
     let said = fs::read(directory.join("icount.out")).unwrap_or_default();

@@ -10,29 +10,44 @@ mod icount;
 mod qmp;
 
 use crate::paper::{self, Args, Kind};
+use crate::report::Peer;
 
 /// Measures, prints one line of JSON.
 ///
 /// # Errors
 /// Nothing runs a Linux guest here, or nothing can be set up.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let time = args.start();
     let (sources, cmdline) = paper::sources()?;
     let place = linux::place(Program::tandem()?.path())?;
-    let mut peers = Vec::new();
-    if place != Place::Emulated {
-        eprintln!("QEMU records and replays the guest, in software");
-        peers.push(icount::measure(&sources, &cmdline));
-    }
-    let colo_is_here = match place {
-        Place::Here => true,
-        // In one of the machines.
-        Place::Emulated => paper::emulated::kind() == Some(Kind::Qemu),
-        Place::VirtmeNg => false,
+    let icount = {
+        let (sources, cmdline, patience) = (sources.clone(), cmdline.clone(), time.left() / 2);
+        move || {
+            eprintln!("QEMU records and replays the guest, in software");
+            icount::measure(&sources, &cmdline, patience)
+        }
     };
-    if colo_is_here {
+    let colo = || {
         eprintln!("QEMU's COLO protects the guest");
         // Two turns; the other half of the time is for what comes after.
-        peers.push(colo::measure(&sources, &cmdline, args.time_left() / 4));
-    }
-    paper::measure("peers", args, &[Kind::Alone, Kind::Qemu], peers)
+        colo::measure(&sources, &cmdline, time.left() / 4)
+    };
+    let peers: Box<dyn FnOnce() -> Vec<Peer>> = match place {
+        Place::Here => {
+            let peers = vec![icount(), colo()];
+            Box::new(move || peers)
+        }
+        // In one of the machines.
+        Place::Emulated if paper::emulated::kind() == Some(Kind::Qemu) => {
+            let peers = vec![colo()];
+            Box::new(move || peers)
+        }
+        Place::Emulated => Box::new(Vec::new),
+        // The machines count: they do not mind company, and have one core of this machine's to themselves.
+        Place::VirtmeNg => {
+            let meanwhile = std::thread::spawn(icount);
+            Box::new(move || vec![meanwhile.join().unwrap_or_else(|_| icount::lost("its thread panicked"))])
+        }
+    };
+    paper::measure("peers", args, time, &[Kind::Alone, Kind::Qemu], peers)
 }

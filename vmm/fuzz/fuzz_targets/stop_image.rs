@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
 use tandem_vmm::machine::memory::GuestRam;
 use tandem_vmm::replay::shipped::Shipped;
-use tandem_vmm::replay::stop::{StopCounts, StopImage};
+use tandem_vmm::replay::stop::{Packing, StopCounts, StopImage};
 
 static RAM: LazyLock<GuestRam> = LazyLock::new(|| GuestRam::new(2 << 20).expect("memory"));
 
@@ -22,6 +22,8 @@ fuzz_target!(|input: &[u8]| {
     }
     std::hint::black_box(image.vcpu.general().is_ok());
     // What was read can be written, and read again.
-    let again = StopImage::unpack(&image.pack(true).expect("small")).expect("an image");
-    assert_eq!(again, image);
+    for packing in [Packing::Plain, Packing::Lz4] {
+        let again = StopImage::unpack(&image.pack(true, packing).expect("small")).expect("an image");
+        assert_eq!(again, image);
+    }
 });

@@ -17,7 +17,7 @@ use super::builder::BatchBuilder;
 use super::hot_pages::HotPages;
 use super::output_commit::{self, Ahead, Debt};
 use super::run::{Driver, Flow, Phase, Run};
-use super::stop::{self, Packer, ResetPolicy, StopCounts, StopError, Stopped};
+use super::stop::{self, Packer, Packing, ResetPolicy, StopCounts, StopError, Stopped};
 use super::stop_pace::{Limits, Spent, StopPace};
 use super::trace::ExitRecord;
 
@@ -68,6 +68,8 @@ pub trait Log: Outputs {
     fn made_outputs(&mut self) -> bool {
         false
     }
+    /// Whether bytes of the log are dearer than time of the vCPU thread.
+    fn scarce(&self) -> bool;
     /// The guest goes idle, or nothing is logged: what was held back for company may go out.
     fn idle(&mut self) {}
     /// Sees the run's numbers now and then, for status.
@@ -306,7 +308,8 @@ where
             run.stop_pages += stopped.pages() as u64;
             self.stops.raw_bytes += (stopped.pages() * PAGE_SIZE) as u64;
             for part in 0..stopped.parts() {
-                let packed = self.packer.part(&stopped, part, run.machine.ram())?;
+                let packing = if self.log.scarce() { Packing::Lz4 } else { Packing::Plain };
+                let packed = self.packer.part(&stopped, part, run.machine.ram(), packing)?;
                 self.stops.packed_bytes += packed.len() as u64;
                 self.builder.forced_stop(run.point() + 1, packed, run.captured_since());
                 if part + 1 < stopped.parts() && self.builder.must_seal(run.point()) {

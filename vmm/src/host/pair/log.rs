@@ -24,6 +24,9 @@ use crate::role::Moment;
 /// How long to wait for room in a full log before looking at the orders again.
 const FULL_PAUSE: Duration = Duration::from_millis(1);
 
+/// With more bytes of the log than that waiting for the network, it is the network that the pair waits for.
+const QUEUED: usize = 256 << 10;
+
 /// The longest pause at a time that slows a primary whose backup lags.
 const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
@@ -211,6 +214,10 @@ impl Log for PairLog {
 
     fn waiting(&self) -> bool {
         self.urgent || self.gate.has_typed()
+    }
+
+    fn scarce(&self) -> bool {
+        self.sender.as_ref().is_some_and(|sender| sender.queued() > QUEUED)
     }
 
     fn wait_for_next(&mut self, next: bool) {

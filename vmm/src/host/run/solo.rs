@@ -165,6 +165,11 @@ impl Log for SoloLog {
         false
     }
 
+    fn scarce(&self) -> bool {
+        // A recording is kept.
+        true
+    }
+
     fn commit(&mut self, batch: &Batch) -> Result<usize, RunError> {
         match &mut self.file {
             Some(file) => Ok(file.batch(batch)?),
