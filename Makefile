@@ -78,12 +78,14 @@ bench-peers: ## the same guest on QEMU: same KVM, and its recorder; QUICK=1 for 
 fuzz: ## FUZZ_SECONDS=60 for each fuzz target; needs cargo-fuzz and a nightly compiler
 	tests/fuzz $(FUZZ_SECONDS)
 
-lint: ## rustfmt, clippy and rustdoc without a warning
+lint: ## rustfmt, clippy and rustdoc without a warning; the fuzz targets compile
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 ifneq ($(RDMA),)
 	LIBCLANG_PATH=$(LIBCLANG_14) $(CARGO) clippy --package tandem-logchan --package tandem-bench --features rdma --all-targets -- -D warnings
 endif
+	$(CARGO) check --manifest-path logchan/fuzz/Cargo.toml
+	$(CARGO) check --manifest-path vmm/fuzz/Cargo.toml
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 ifneq ($(GUEST),)
 	$(CARGO) fmt --manifest-path $(GUEST) --check

@@ -59,6 +59,7 @@ enum Op {
         at: u16,
         start: u16,
         len: u16,
+        captured: u16,
     },
     /// Beyond what the others can say.
     Wild {
@@ -86,9 +87,12 @@ impl From<&Op> for Entry {
             Op::Console { at, start, len } => {
                 Self::Console { at: wide(at), start: wide(start), len: wide(len) }
             }
-            Op::ForcedStop { at, start, len } => {
-                Self::ForcedStop { at: wide(at), start: wide(start), len: wide(len) }
-            }
+            Op::ForcedStop { at, start, len, captured } => Self::ForcedStop {
+                at: wide(at),
+                start: wide(start),
+                len: wide(len),
+                captured: wide(captured),
+            },
             Op::Wild { at, start, len } => Self::Serial { at, start, len },
         }
     }
@@ -101,6 +105,7 @@ struct Logged {
     time: Number,
     entries: Vec<Op>,
     blob: Vec<u8>,
+    captured: Vec<u8>,
     /// Bytes of the archive to change.
     flips: Vec<(u16, u8)>,
 }
@@ -129,6 +134,7 @@ fuzz_target!(|input: (u64, Vec<Logged>)| {
             digest: 0,
             entries: logged.entries.iter().map(Entry::from).collect(),
             blob: logged.blob.clone(),
+            captured: logged.captured.clone(),
         };
         time = batch.entries.iter().fold(begins, |time, entry| match *entry {
             Entry::Time { ns, .. } => time.wrapping_add(ns.into()),

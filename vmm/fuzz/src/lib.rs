@@ -46,7 +46,15 @@ impl Backup {
         ];
         let board = Board::new(facts.wall_clock, &ram, devices, false).expect("four slots");
         let (player, captured) = (Player::new(0, VirtualTime::ZERO), Captured::new(0));
-        Self { ram, board, player, captured, point: 0, shipped: Shipped::default(), stops: StopCounts::default() }
+        Self {
+            ram,
+            board,
+            player,
+            captured,
+            point: 0,
+            shipped: Shipped::default(),
+            stops: StopCounts::default(),
+        }
     }
 
     /// Reads a batch and applies what is in it. `None`: it was refused.

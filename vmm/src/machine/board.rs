@@ -213,6 +213,16 @@ impl Board {
         }
     }
 
+    /// Whether emulating this exit puts out what the guest has queued: packets, disk requests.
+    #[must_use]
+    pub fn kicks_off(&self, exit: &Exit) -> bool {
+        match *exit {
+            Exit::MmioRead { address, size } => self.is_idle_read(address, size.into()),
+            Exit::MmioWrite { address, .. } => self.virtio.iter().any(|slot| slot.is_notified_at(address)),
+            _ => false,
+        }
+    }
+
     /// IN.
     pub(super) fn port_in(&mut self, port: u16, data: &mut [u8], out: &mut dyn Outputs) {
         let now = self.now;
@@ -420,5 +430,28 @@ impl Board {
             sums.push((format!("virtio slot {i}"), hasher.finish()));
         }
         sums
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::virtio::net::Net;
+    use crate::machine::virtio::{rng::Rng, slot_address};
+
+    #[test]
+    fn a_notification_and_idling_at_the_doorbell_put_out_what_is_queued() {
+        let ram = GuestRam::new(2 << 20).unwrap();
+        let devices = || vec![VirtioDevice::Rng(Rng::new([1; 32])), VirtioDevice::Net(Net::new(0, [2; 6]))];
+        let [with, without] = [true, false].map(|doorbell| Board::new(0, &ram, devices(), doorbell).unwrap());
+        let write = |address| Exit::MmioWrite { address, size: 4, data: 1 };
+        for slot in 0..2 {
+            assert!(without.kicks_off(&write(slot_address(slot) + 0x50)), "QueueNotify");
+            assert!(!without.kicks_off(&write(slot_address(slot) + 0x64)), "InterruptACK");
+        }
+        assert!(!without.kicks_off(&write(slot_address(2) + 0x50)), "nobody there");
+        let idles = Exit::MmioRead { address: DOORBELL_ADDRESS, size: 8 };
+        assert!(with.kicks_off(&idles) && !without.kicks_off(&idles));
+        assert!(!with.kicks_off(&Exit::Halt));
     }
 }

@@ -270,6 +270,12 @@ impl Machine {
         self.board.reads_clock(exit)
     }
 
+    /// Whether emulating this exit puts out what the guest has queued: packets, disk requests.
+    #[must_use]
+    pub fn kicks_off(&self, exit: &Exit) -> bool {
+        self.board.kicks_off(exit)
+    }
+
     /// Whether the end of the present idle wait tells the guest the time.
     #[must_use]
     pub const fn wake_reads_clock(&self) -> bool {

@@ -246,9 +246,13 @@ where
     fn bind_outputs(&mut self, run: &Run) {
         let (point, base) = (run.point(), self.builder.base());
         self.gains = output_commit::is_near(point, base, self.long) && self.builder.lies_before(point);
-        let relies = output_commit::may_rely(point, base, self.builder.decides(), self.long);
-        self.log.wait_for_next(!self.log.enabled() || !relies);
+        self.log.wait_for_next(!self.log.enabled() || !self.relies(run));
         self.log.kicked();
+    }
+
+    /// Whether outputs made now, at the current point, rely on the last batch.
+    fn relies(&self, run: &Run) -> bool {
+        output_commit::may_rely(run.point(), self.builder.base(), self.builder.decides(), self.long)
     }
 
     /// Looks at what the guest has put out since the last point.
@@ -342,6 +346,13 @@ where
         let now = self.inputs.now();
         self.last_point = now.as_nanos();
         if self.debt.is_some_and(|debt| debt.binds(run.point())) {
+            return Ok(Flow::Continue);
+        }
+        // What it puts out relies on the log as it is; an input before it would make it wait for one round trip more. There
+        // is another point soon: the guest idles when it has put out what it had, or it goes on, and has its inputs there.
+        let kicks_off = matches!(run.phase(), Phase::Exited(exit) if run.machine.kicks_off(&exit));
+        if kicks_off && self.log.enabled() && self.relies(run) {
+            self.bind_outputs(run);
             return Ok(Flow::Continue);
         }
         if self.inputs.pending() {

@@ -126,6 +126,12 @@ impl VirtioMmio {
         self.irq
     }
 
+    /// Whether a driver notifies queues by writing there.
+    #[must_use]
+    pub fn is_notified_at(&self, address: u64) -> bool {
+        address == self.address() + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY)
+    }
+
     /// Level of the interrupt line.
     #[must_use]
     pub fn interrupt(&self) -> bool {
