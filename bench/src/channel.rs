@@ -293,7 +293,7 @@ fn tell_delays(rows: &[output::Row]) {
     for row in rows {
         println!(
             "output delay, {:>2} clients, kick to release: p50 {:.0} us, p99 {:.0} us; over the round trip of {:.0} us: {:.2}, \
-             {:.2} (targets {}, {}); with queue and write {:.2}, {:.2}",
+             {:.2} (targets {}, {}), p99 over its p99 of {:.0} us: {:.2}; with queue and write {:.2}, {:.2}",
             row.clients,
             row.delay_us_p50,
             row.delay_us_p99,
@@ -302,6 +302,8 @@ fn tell_delays(rows: &[output::Row]) {
             row.over_rtt_p99,
             OUTPUT_DELAY.0,
             OUTPUT_DELAY.1,
+            row.rtt_us_p99,
+            row.p99_over_rtt_p99,
             row.total_over_rtt_p50,
             row.total_over_rtt_p99
         );

@@ -168,7 +168,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     for turn in 1..=args.turns {
         eprintln!("turn {turn} of {}", args.turns);
-        pings.push(ping_pong(&bed)?);
+        pings.push(ping_pong(&bed)?.median);
         let alone = bed.alone().context("the unprotected VM")?;
         for (kind, turns) in all.iter().zip(&mut turns) {
             turns.alone.turn(&bed, &alone, load(kind))?;
@@ -286,8 +286,15 @@ fn compare(load: &'static str, turns: &Turns, pingpong_us: f64) -> Compared {
     }
 }
 
-/// Median round trip in microseconds between the two hosts, from the primary's core to the backup's.
-pub(crate) fn ping_pong(bed: &Bed) -> Result<f64> {
+/// Bare round trips in microseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RoundTrip {
+    pub(crate) median: f64,
+    pub(crate) p99: f64,
+}
+
+/// Round trips between the two hosts, from the primary's core to the backup's.
+pub(crate) fn ping_pong(bed: &Bed) -> Result<RoundTrip> {
     let listener = bed.lab.host(Host::Backup).enter(|| TcpListener::bind((BACKUP, 0)))??;
     let address = listener.local_addr()?;
     let client = bed.lab.host(Host::Primary).enter(|| TcpStream::connect(address))??;
@@ -300,7 +307,10 @@ pub(crate) fn ping_pong(bed: &Bed) -> Result<f64> {
         let mut bare = PingPong::open(client, echo, CORES[1], FRAME, ACK_FRAME_LEN)?;
         (0..TRIPS).map(|_| Ok(micros(bare.trip()?))).collect::<Result<Vec<_>>>()
     });
-    Ok(median(trips.join().map_err(|_| anyhow::anyhow!("the ping-pong's thread panicked"))??))
+    let mut trips = trips.join().map_err(|_| anyhow::anyhow!("the ping-pong's thread panicked"))??;
+    trips.sort_unstable_by(f64::total_cmp);
+    let p99 = trips.get(trips.len() * 99 / 100).copied().context("no round trip was made")?;
+    Ok(RoundTrip { median: median(trips), p99 })
 }
 
 fn micros(time: Duration) -> f64 {

@@ -19,7 +19,7 @@ use tandem_vmm::host::control::{OutputDelay, OutputStage};
 use tandem_vmm::host::shutdown::Shutdown;
 
 use super::thousandth;
-use crate::pair::ping_pong;
+use crate::pair::{RoundTrip, ping_pong};
 
 /// Clients, and requests of each command.
 const LOADS: [(u32, u64); 2] = [(1, 4_000), (50, 30_000)];
@@ -29,13 +29,16 @@ const LOADS: [(u32, u64); 2] = [(1, 4_000), (50, 30_000)];
 pub(super) struct Row {
     pub(super) clients: u32,
     pub(super) rtt_us: f64,
+    pub(super) rtt_us_p99: f64,
     pub(super) delay_us_p50: f64,
     pub(super) delay_us_p99: f64,
     pub(super) total_us_p50: f64,
     pub(super) total_us_p99: f64,
-    /// Against the median round trip, all of these.
+    /// Against the median round trip.
     pub(super) over_rtt_p50: f64,
     pub(super) over_rtt_p99: f64,
+    /// The slowest of a hundred against the slowest of a hundred bare ones.
+    pub(super) p99_over_rtt_p99: f64,
     pub(super) total_over_rtt_p50: f64,
     pub(super) total_over_rtt_p99: f64,
     /// Of the last turn.
@@ -63,7 +66,7 @@ pub(super) fn measure(turns: u32) -> Result<Result<Vec<Row>, String>> {
 }
 
 fn row(bed: &mut Bed, (clients, requests): (u32, u64), turns: u32) -> Result<Row> {
-    let mut measured: Vec<(f64, OutputDelay)> = Vec::new();
+    let mut measured: Vec<(RoundTrip, OutputDelay)> = Vec::new();
     for _ in 0..turns {
         let rtt = ping_pong(bed)?;
         let pair = bed.pair().context("the protected pair")?;
@@ -71,20 +74,22 @@ fn row(bed: &mut Bed, (clients, requests): (u32, u64), turns: u32) -> Result<Row
         redis_benchmark::measure(bed.lab.client(), bed.server(), load, bed.patience(60.0))?;
         measured.push((rtt, pair.primary.status()?.output_delay.context("no output was held")?));
     }
-    let middle = |of: &dyn Fn(f64, &OutputDelay) -> f64| {
+    let middle = |of: &dyn Fn(RoundTrip, &OutputDelay) -> f64| {
         median(measured.iter().map(|(rtt, delay)| of(*rtt, delay)).collect())
     };
     let of = |time: fn(&OutputDelay) -> f64| middle(&|_, delay| time(delay));
-    let over_rtt = |time: fn(&OutputDelay) -> f64| thousandth(middle(&|rtt, delay| time(delay) / rtt));
+    let over_rtt = |time: fn(&OutputDelay) -> f64| thousandth(middle(&|rtt, delay| time(delay) / rtt.median));
     Ok(Row {
         clients,
-        rtt_us: thousandth(middle(&|rtt, _| rtt)),
+        rtt_us: thousandth(middle(&|rtt, _| rtt.median)),
+        rtt_us_p99: thousandth(middle(&|rtt, _| rtt.p99)),
         delay_us_p50: of(|delay| delay.release_p50_us),
         delay_us_p99: of(|delay| delay.release_p99_us),
         total_us_p50: of(|delay| delay.total_p50_us),
         total_us_p99: of(|delay| delay.total_p99_us),
         over_rtt_p50: over_rtt(|delay| delay.release_p50_us),
         over_rtt_p99: over_rtt(|delay| delay.release_p99_us),
+        p99_over_rtt_p99: thousandth(middle(&|rtt, delay| delay.release_p99_us / rtt.p99)),
         total_over_rtt_p50: over_rtt(|delay| delay.total_p50_us),
         total_over_rtt_p99: over_rtt(|delay| delay.total_p99_us),
         stages: measured.pop().map(|(_, delay)| delay.stages).unwrap_or_default(),
