@@ -30,6 +30,9 @@ pub mod memory_sum;
 /// Which batch of the log an output waits for.
 pub mod output_commit;
 
+/// Time limits of a recorder.
+pub mod pace;
+
 /// Plays batches back, in place.
 pub mod player;
 

@@ -16,6 +16,7 @@ use super::batch::{Batch, Traffic};
 use super::builder::BatchBuilder;
 use super::hot_pages::HotPages;
 use super::output_commit::{self, Ahead, Debt};
+pub use super::pace::Pace;
 use super::run::{Driver, Flow, Phase, Run};
 use super::stop::{self, Packer, Packing, ResetPolicy, StopCounts, StopError, Stopped};
 use super::stop_pace::{Limits, Spent, StopPace};
@@ -83,24 +84,6 @@ pub trait Log: Outputs {
     }
 }
 
-/// Time limits of a recorder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
-    /// The longest that an input waits for an exit before the guest is stopped, in nanoseconds.
-    pub bound: u64,
-    /// How far virtual time may lie behind the clock when the guest reads it, in nanoseconds. Each
-    /// closer reading costs a log entry.
-    pub quantum: u64,
-    /// The longest that entries wait for company, in nanoseconds, when no output depends on them.
-    pub coalesce: u64,
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self { bound: 5_000_000, quantum: 10_000, coalesce: 1_000_000 }
-    }
-}
-
 /// How often the numbers of a run are shown, in nanoseconds.
 const OBSERVE: u64 = 50_000_000;
 
@@ -111,6 +94,9 @@ const IDLE_BOUNDS: u64 = 20;
 /// What the guest must compute between two stops, for what the last one took, is so many bounds at most: more than
 /// [`IDLE_BOUNDS`], or that would decide where stops are dear, and take more of the time than [`StopPace::COMPUTES`] allows.
 const STOP_BOUNDS: u64 = 32;
+
+/// Points in a row at which inputs are passed over, since the guest kicks something off there: some guests do nothing else.
+const PASSED_OVER: u8 = 4;
 
 /// Where KVM keeps shadow page tables, a forced stop may become so many pages large, 8 MiB, before the shadow is dropped
 /// to keep it small.
@@ -144,6 +130,8 @@ pub struct Recorder<I, L> {
     /// sent ahead.
     gains: bool,
     ahead: Ahead,
+    /// Points in a row at which inputs were passed over.
+    passed_over: u8,
     debt: Option<Debt>,
     /// Forced stops made.
     pub stops: StopCounts,
@@ -173,6 +161,7 @@ where
             long: false,
             gains: false,
             ahead: Ahead::default(),
+            passed_over: 0,
             debt: None,
             stops: StopCounts::default(),
         }
@@ -348,17 +337,20 @@ where
         if self.debt.is_some_and(|debt| debt.binds(run.point())) {
             return Ok(Flow::Continue);
         }
+        let pending = self.inputs.pending();
+        let due = run.machine.deadline().is_some_and(|deadline| deadline <= now);
         // What it puts out relies on the log as it is; an input before it would make it wait for one round trip more. There
         // is another point soon: the guest idles when it has put out what it had, or it goes on, and has its inputs there.
         let kicks_off = matches!(run.phase(), Phase::Exited(exit) if run.machine.kicks_off(&exit));
-        if kicks_off && self.log.enabled() && self.relies(run) {
+        if kicks_off && self.log.enabled() && self.passed_over < PASSED_OVER && self.relies(run) {
+            self.passed_over += u8::from(pending || due);
             self.bind_outputs(run);
             return Ok(Flow::Continue);
         }
-        if self.inputs.pending() {
+        self.passed_over = 0;
+        if pending {
             self.drain(run)?;
         }
-        let due = run.machine.deadline().is_some_and(|deadline| deadline <= now);
         let reads_clock = match run.phase() {
             Phase::Exited(exit) => run.machine.reads_clock(&exit),
             Phase::Idle => run.machine.wake_reads_clock(),
