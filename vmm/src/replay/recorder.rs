@@ -194,6 +194,7 @@ where
 
     /// Applies everything that waits.
     fn drain(&mut self, run: &mut Run) -> Result<(), L::Error> {
+        self.passed_over = 0;
         self.log.wait_for_next(true);
         while let Some(input) = self.inputs.front() {
             if run.machine.accepts(&input) {
