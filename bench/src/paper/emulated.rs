@@ -126,8 +126,8 @@ fn read(path: &Path) -> Option<Duration> {
     Duration::try_from_secs_f64(fs::read_to_string(path).ok()?.trim().parse().ok()?).ok()
 }
 
-/// Goes on with the same arguments inside virtme-ng machines, one for each kind of VM: that of the pair beside those of the
-/// others, which come one after the other. What each found, or why it did not.
+/// Goes on with the same arguments inside virtme-ng machines, one for each kind of VM, all at once: they count, and do not mind
+/// company. What each found, or why it did not.
 ///
 /// # Errors
 /// A thread of this program panicked.
@@ -137,16 +137,13 @@ pub(crate) fn measure(
     kinds: &[Kind],
 ) -> Result<Vec<(Kind, Result<Found, String>)>> {
     let until = Instant::now() + time;
-    let lane = |pair: bool| {
-        let kinds = kinds.iter().copied().filter(|kind| (*kind == Kind::Pair) == pair);
-        let found = |kind| one(sources, kind, until).map_err(|error| format!("{error:#}"));
-        kinds.map(|kind| (kind, found(kind))).collect::<Vec<_>>()
-    };
+    let found = |kind| one(sources, kind, until).map_err(|error| format!("{error:#}"));
     std::thread::scope(|scope| {
-        let pair = scope.spawn(|| lane(true));
-        let mut found = lane(false);
-        found.extend(pair.join().map_err(|_| anyhow!("a thread of this program panicked"))?);
-        Ok(found)
+        let threads: Vec<_> = kinds.iter().map(|kind| (*kind, scope.spawn(|| found(*kind)))).collect();
+        let joined = threads.into_iter().map(|(kind, thread)| {
+            Ok((kind, thread.join().map_err(|_| anyhow!("a thread of this program panicked"))?))
+        });
+        joined.collect()
     })
 }
 
