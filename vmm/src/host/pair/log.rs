@@ -25,7 +25,7 @@ use crate::role::Moment;
 const FULL_PAUSE: Duration = Duration::from_millis(1);
 
 /// With more bytes of the log than that waiting for the network, it is the network that the pair waits for.
-const QUEUED: usize = 256 << 10;
+const QUEUED: usize = 1 << 20;
 
 /// The longest pause at a time that slows a primary whose backup lags.
 const LONGEST_PAUSE: Duration = Duration::from_millis(5);
