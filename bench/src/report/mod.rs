@@ -1,6 +1,6 @@
 //! What a run found, as JSON, as Markdown and as pictures.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -158,15 +158,16 @@ impl Report {
             rows.map(|one| (one.paper.workload.to_owned(), row(one))).collect()
         };
         let against_qemu: Vec<_> = self.rows.iter().filter_map(|row| row.solo_over_qemu).collect();
-        let why_not = self.rows.iter().find_map(|row| row.reason_qemu.clone());
-        let none = || Some("not asked for".to_owned());
+        let why_not: BTreeSet<_> = self.rows.iter().filter_map(|row| row.reason_qemu.as_deref()).collect();
+        let why_not =
+            if why_not.is_empty() { "not asked for".to_owned() } else { Vec::from_iter(why_not).join("; ") };
         serde_json::json!({
             "bench": self.bench, "emulated": self.emulated, "quick": self.quick,
             "note": self.emulated.then_some(EMULATED),
             "table1": table(1), "table2": table(2),
             // The least: each row is to reach it.
             "solo_over_qemu": Spread::of(against_qemu.iter().map(|ratio| ratio.median)).map(|all| all.least),
-            "solo_over_qemu_reason": if against_qemu.is_empty() { why_not.or_else(none) } else { None },
+            "solo_over_qemu_reason": against_qemu.is_empty().then_some(why_not),
             "solo_over_qemu_rows": self.rows.iter().filter_map(|row| Some((row.row.name(), row.solo_over_qemu?.median)))
                 .collect::<BTreeMap<_, _>>(),
             "idle_log_mbit_s": self.idle_log_mbit_s, "idle_reason": self.idle_reason,
