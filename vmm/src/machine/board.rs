@@ -20,6 +20,7 @@ use super::devices::{Effect, PortDevice};
 use super::input::Input;
 use super::memory::{GuestMemory, GuestRam, MMIO_START};
 use super::output::{DiskRequest, Notice, Outputs, PowerEvent};
+use super::ports::{PortOwner, PortOwners};
 use super::time::VirtualTime;
 use super::virtio::SLOT_SIZE;
 use super::virtio::blk::CompletionError;
@@ -98,6 +99,10 @@ pub struct Board {
     /// Whether a frame came in since the guest last returned from the doorbell.
     frame_came: bool,
     unclaimed: BTreeSet<Notice>,
+    /// Who answers each port.
+    owners: PortOwners,
+    /// When a timer fires next: looked for when one was touched or has fired, asked for at every point.
+    deadline: Option<VirtualTime>,
 }
 
 impl Board {
@@ -116,7 +121,7 @@ impl Board {
         let memory = MemorySize { below_4g, above_4g: ram.size() - below_4g };
         let virtio =
             virtio.into_iter().enumerate().map(|(i, d)| VirtioMmio::new(i, d)).collect::<Result<_, _>>()?;
-        Ok(Self {
+        let mut board = Self {
             now: VirtualTime::ZERO,
             pic: Pic::new(),
             pit: Pit::new(),
@@ -130,7 +135,14 @@ impl Board {
             doorbell,
             frame_came: false,
             unclaimed: BTreeSet::new(),
-        })
+            owners: PortOwners::default(),
+            deadline: None,
+        };
+        for owner in PortOwner::ALL {
+            let ports = board.port_device(owner).ports();
+            board.owners.claim(owner, ports);
+        }
+        Ok(board)
     }
 
     /// Virtual time.
@@ -141,8 +153,8 @@ impl Board {
 
     /// When a timer fires next, if nothing else happens.
     #[must_use]
-    pub fn deadline(&self) -> Option<VirtualTime> {
-        [self.pit.deadline(), self.rtc.deadline()].into_iter().flatten().min()
+    pub const fn deadline(&self) -> Option<VirtualTime> {
+        self.deadline
     }
 
     /// Whether an interrupt waits to be taken.
@@ -182,30 +194,25 @@ impl Board {
         self.virtio.iter().map(VirtioMmio::command_line).collect::<Vec<_>>().join(" ")
     }
 
-    fn port_devices(&mut self) -> [&mut dyn PortDevice; 8] {
-        [
-            &mut self.pic,
-            &mut self.pit,
-            &mut self.serial,
-            &mut self.pm_timer,
-            &mut self.rtc,
-            &mut self.i8042,
-            &mut self.reset,
-            &mut self.pm1,
-        ]
-    }
-
-    fn device_at(&mut self, port: u16) -> Option<&mut dyn PortDevice> {
-        self.port_devices().into_iter().find(|d| d.ports().iter().any(|range| range.contains(&port)))
+    fn port_device(&mut self, owner: PortOwner) -> &mut dyn PortDevice {
+        match owner {
+            PortOwner::Pic => &mut self.pic,
+            PortOwner::Pit => &mut self.pit,
+            PortOwner::Serial => &mut self.serial,
+            PortOwner::PmTimer => &mut self.pm_timer,
+            PortOwner::Rtc => &mut self.rtc,
+            PortOwner::I8042 => &mut self.i8042,
+            PortOwner::Reset => &mut self.reset,
+            PortOwner::Pm1 => &mut self.pm1,
+        }
     }
 
     /// Whether emulating this exit reads virtual time, so that it should be fresh.
     #[must_use]
     pub fn reads_clock(&self, exit: &Exit) -> bool {
-        let timed: [&dyn PortDevice; 3] = [&self.pit, &self.rtc, &self.pm_timer];
-        match exit {
+        match *exit {
             Exit::PortIn { port, .. } | Exit::PortOut { port, .. } => {
-                timed.iter().any(|d| d.ports().iter().any(|range| range.contains(port)))
+                matches!(self.owners.of(port), Some(PortOwner::Pit | PortOwner::Rtc | PortOwner::PmTimer))
             }
             // The pause is there for an input, which may need the time; and the log finds it by its reading.
             Exit::Captured => true,
@@ -225,31 +232,47 @@ impl Board {
 
     /// IN.
     pub(super) fn port_in(&mut self, port: u16, data: &mut [u8], out: &mut dyn Outputs) {
-        let now = self.now;
-        match self.device_at(port) {
-            Some(device) => device.read(now, port, data),
+        match self.owners.of(port) {
+            // Most reads of a port are of this one, and change nothing.
+            Some(PortOwner::PmTimer) => self.pm_timer.read(self.now, port, data),
+            Some(owner) => {
+                let now = self.now;
+                self.touch(owner, |device| device.read(now, port, data));
+            }
             None => {
                 data.fill(0xff);
                 self.unclaimed(Notice::UnclaimedPort { port, write: false }, out);
             }
         }
-        self.update_lines();
     }
 
     /// OUT.
     pub(super) fn port_out(&mut self, port: u16, data: &[u8], out: &mut dyn Outputs) -> Power {
-        let now = self.now;
-        let effect = match self.device_at(port) {
-            Some(device) => device.write(now, port, data),
-            None => {
-                self.unclaimed(Notice::UnclaimedPort { port, write: true }, out);
-                None
-            }
+        let Some(owner) = self.owners.of(port) else {
+            self.unclaimed(Notice::UnclaimedPort { port, write: true }, out);
+            return None;
         };
-        // A timer that was reprogrammed may raise or drop its output at once.
-        self.advance_timers();
-        self.update_lines();
+        let now = self.now;
+        let effect = self.touch(owner, |device| device.write(now, port, data));
         effect.and_then(|effect| carry_out(effect, out))
+    }
+
+    /// Lets the guest at a device, and carries to the interrupt controller what comes of it.
+    fn touch<T>(&mut self, owner: PortOwner, access: impl FnOnce(&mut dyn PortDevice) -> T) -> T {
+        let timer = matches!(owner, PortOwner::Pit | PortOwner::Rtc);
+        if timer {
+            // It has not been looked at since it fired last.
+            self.advance_timers();
+        }
+        let result = access(self.port_device(owner));
+        if timer {
+            // One that was reprogrammed may raise or drop its output at once.
+            self.advance_timers();
+        }
+        if matches!(owner, PortOwner::Serial | PortOwner::Rtc) {
+            self.update_lines();
+        }
+        result
     }
 
     fn virtio_at(&mut self, address: u64) -> Option<(&mut VirtioMmio, u64)> {
@@ -322,6 +345,7 @@ impl Board {
         let pic = &mut self.pic;
         self.pit.advance(self.now).drive(|level| pic.set_line(irq::TIMER, level));
         self.rtc.advance(self.now);
+        self.deadline = [self.pit.deadline(), self.rtc.deadline()].into_iter().flatten().min();
     }
 
     /// Whether an input would have an effect if it were applied now. What would not is dropped without
@@ -367,6 +391,10 @@ impl Board {
                     return Err(InputError::TimeReversed { now: self.now.as_nanos(), then: then.as_nanos() });
                 }
                 self.now = then;
+                // Until then no line of theirs rises, and they can be asked in any number of steps.
+                if self.deadline.is_none_or(|deadline| deadline > then) {
+                    return Ok(());
+                }
                 self.advance_timers();
             }
             Input::Packet { nic, packet } => {

@@ -32,6 +32,9 @@ pub mod memory;
 /// What leaves the machine.
 pub mod output;
 
+/// Which device answers which I/O port.
+mod ports;
+
 /// Time as the guest sees it.
 pub mod time;
 

@@ -328,6 +328,10 @@ where
         &mut self.log
     }
 
+    fn wants_digest(&self) -> bool {
+        self.log.enabled()
+    }
+
     fn exited(&mut self, _run: &Run, record: &ExitRecord) -> Result<(), L::Error> {
         self.log.exit(record)
     }

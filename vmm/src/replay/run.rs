@@ -54,7 +54,11 @@ pub trait Driver {
 
     /// Where outputs go.
     fn outputs(&mut self) -> &mut dyn Outputs;
-    /// A deterministic exit was reached and folded into the digest.
+    /// Whether anybody will compare the digest: if not, exits are not folded into it.
+    fn wants_digest(&self) -> bool {
+        true
+    }
+    /// A deterministic exit was reached, and folded into the digest if that is wanted.
     ///
     /// # Errors
     /// For a verifying driver: when it is not the recorded one.
@@ -141,7 +145,7 @@ impl Run {
         self.point
     }
 
-    /// Digest of all exits so far.
+    /// Digest of all exits so far, as far as the driver wanted it.
     #[must_use]
     pub const fn digest(&self) -> u64 {
         self.digest
@@ -210,12 +214,14 @@ impl Run {
         self.since += count;
     }
 
-    fn reached(&mut self, exit: Exit) -> Result<(), MachineError> {
+    fn reached(&mut self, exit: Exit, wants_digest: bool) -> Result<(), MachineError> {
         let regs = self.machine.regs()?;
         let captured = (self.since, self.machine.captured_digest());
         self.last = ExitRecord::new(&exit, self.machine.port_output(&exit), &regs, captured);
         self.since = 0;
-        self.digest = self.last.fold(self.digest);
+        if wants_digest {
+            self.digest = self.last.fold(self.digest);
+        }
         self.exits[exit.kind()] += 1;
         self.point += 1;
         self.phase = Phase::Exited(exit);
@@ -294,8 +300,7 @@ fn step<D: Driver>(run: &mut Run, driver: &mut D) -> Result<Flow, D::Error> {
 }
 
 fn reached<D: Driver>(run: &mut Run, driver: &mut D, exit: Exit) -> Result<Flow, D::Error> {
-    run.reached(exit)?;
-    let record = run.last;
-    driver.exited(run, &record)?;
+    run.reached(exit, driver.wants_digest())?;
+    driver.exited(run, &run.last)?;
     Ok(Flow::Continue)
 }

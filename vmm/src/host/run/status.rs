@@ -12,7 +12,7 @@ use crate::host::vcpu::counters::{LogRates, SharedCounters};
 struct Board {
     first: Status,
     started: Instant,
-    /// Whether there is a log to tell of.
+    /// Whether there is a log to tell of, and with it a digest.
     logs: bool,
     counters: Arc<SharedCounters>,
     rates: Mutex<LogRates>,
@@ -26,6 +26,7 @@ impl StatusSource for Board {
         self.counters.show(&mut status, &mut lock(&self.rates), uptime.as_nanos() as u64);
         if !self.logs {
             status.log.clear();
+            status.digest = None;
         }
         status
     }

@@ -70,6 +70,11 @@ pub trait PortDevice {
 
     /// The guest reads `data.len()` bytes at `port`. A length other than 1, 2 or 4 reads as ones.
     fn read(&mut self, now: VirtualTime, port: u16, data: &mut [u8]) {
+        self.read_bytes(now, port, data);
+    }
+
+    /// [`PortDevice::read`], byte by byte.
+    fn read_bytes(&mut self, now: VirtualTime, port: u16, data: &mut [u8]) {
         data.fill(0xff);
         if matches!(data.len(), 1 | 2 | 4) {
             for (byte, port) in data.iter_mut().zip(port..=u16::MAX) {

@@ -101,13 +101,16 @@ impl Pic {
     /// Drives the interrupt line `irq` (0 to 15). IRQ 2 is the cascade: it and numbers past 15 are
     /// ignored.
     pub fn set_line(&mut self, irq: u8, level: bool) {
-        match irq {
-            CASCADE => {}
-            0..8 => self.state.master.set_line(irq, level),
-            8..16 => self.state.slave.set_line(irq - 8, level),
-            _ => {}
+        let chip = match irq {
+            CASCADE => return,
+            0..8 => &mut self.state.master,
+            8..16 => &mut self.state.slave,
+            _ => return,
+        };
+        if chip.is_high(irq & 7) != level {
+            chip.set_line(irq & 7, level);
+            self.cascade();
         }
-        self.cascade();
     }
 
     /// The INTR pin: whether an acknowledge would deliver an interrupt.
@@ -217,6 +220,10 @@ impl Chip {
             self.lines &= !bit;
             self.armed |= bit;
         }
+    }
+
+    fn is_high(&self, level: u8) -> bool {
+        self.lines & 1 << level != 0
     }
 
     /// The interrupt request register: inputs that ask for service, masked or not.

@@ -53,6 +53,13 @@ impl PortDevice for PmTimer {
         const { &PORTS }
     }
 
+    fn read(&mut self, now: VirtualTime, port: u16, data: &mut [u8]) {
+        match data {
+            [_, _, _, _] if port == FIRST_PORT => data.copy_from_slice(&self.value(now).to_le_bytes()),
+            _ => self.read_bytes(now, port, data),
+        }
+    }
+
     fn read_byte(&mut self, now: VirtualTime, port: u16) -> u8 {
         let byte = usize::from(port.wrapping_sub(FIRST_PORT));
         self.value(now).to_le_bytes().get(byte).copied().unwrap_or(0xff)
