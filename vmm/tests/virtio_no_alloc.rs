@@ -5,7 +5,7 @@ mod counting;
 
 use counting::allocations;
 use tandem_vmm::machine::memory::GuestRam;
-use tandem_vmm::machine::output::{DiskRequest, Outputs};
+use tandem_vmm::machine::output::{DiskRequest, Outputs, Packet};
 use tandem_vmm::machine::virtio::net::offload::{COMPLETE, Offloads};
 use tandem_vmm::machine::virtio::net::{Net, RxOutcome};
 use tandem_vmm::machine::virtio::{VirtioDevice, VirtioMmio};
@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 struct Sink(u64);
 
 impl Outputs for Sink {
-    fn packet(&mut self, _: u8, packet: &[u8]) {
+    fn packet(&mut self, _: u8, packet: &Packet<'_>) {
         self.0 += packet.len() as u64;
     }
     fn offloads(&mut self, _: u8, _: Offloads) {}

@@ -5,12 +5,12 @@
 //! backup it is dropped.
 
 use super::virtio::net::offload::Offloads;
+pub use super::virtio::net::packet::Packet;
 
 /// Receives what the machine sends out. Called on the vCPU thread: no implementation may block.
 pub trait Outputs {
-    /// A packet from a network device (`nic` counted from zero): a header of [`HEADER_LEN`](super::virtio::net::offload::HEADER_LEN) bytes that says what
-    /// is left to the host, and an Ethernet frame.
-    fn packet(&mut self, nic: u8, packet: &[u8]);
+    /// A packet from a network device (`nic` counted from zero).
+    fn packet(&mut self, nic: u8, packet: &Packet<'_>);
     /// From now on a network device can do this with packets for it. Nothing of it leaves the host.
     fn offloads(&mut self, nic: u8, to_guest: Offloads);
     /// A disk request. Its completion comes back as [`super::input::Input::DiskDone`].
@@ -28,7 +28,7 @@ pub trait Outputs {
 pub struct Dropped;
 
 impl Outputs for Dropped {
-    fn packet(&mut self, _nic: u8, _packet: &[u8]) {}
+    fn packet(&mut self, _nic: u8, _packet: &Packet<'_>) {}
     fn offloads(&mut self, _nic: u8, _to_guest: Offloads) {}
     fn disk(&mut self, _request: DiskRequest<'_>) {}
     fn serial(&mut self, _byte: u8) {}

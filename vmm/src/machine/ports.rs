@@ -19,16 +19,8 @@ pub(super) enum PortOwner {
 }
 
 impl PortOwner {
-    pub(super) const ALL: [Self; 8] = [
-        Self::Pic,
-        Self::Pit,
-        Self::Serial,
-        Self::PmTimer,
-        Self::Rtc,
-        Self::I8042,
-        Self::Reset,
-        Self::Pm1,
-    ];
+    pub(super) const ALL: [Self; 8] =
+        [Self::Pic, Self::Pit, Self::Serial, Self::PmTimer, Self::Rtc, Self::I8042, Self::Reset, Self::Pm1];
 }
 
 /// Who answers which port: a table, since most exits are accesses of ports.

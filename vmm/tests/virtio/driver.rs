@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hasher};
 
 use tandem_vmm::machine::input::DiskStatus;
 use tandem_vmm::machine::memory::{GuestMemory, GuestRam};
-use tandem_vmm::machine::output::{DiskOp, DiskRequest, Outputs};
+use tandem_vmm::machine::output::{DiskOp, DiskRequest, Outputs, Packet};
 use tandem_vmm::machine::virtio::net::RxOutcome;
 use tandem_vmm::machine::virtio::net::offload::{COMPLETE, HEADER_LEN, Offloads};
 use tandem_vmm::machine::virtio::{VirtioDevice, VirtioMmio};
@@ -80,7 +80,8 @@ pub(crate) struct Recorder {
 }
 
 impl Outputs for Recorder {
-    fn packet(&mut self, nic: u8, packet: &[u8]) {
+    fn packet(&mut self, nic: u8, packet: &Packet<'_>) {
+        let packet = packet.to_vec();
         let (header, frame) = packet.split_first_chunk().unwrap();
         self.out.push(match *header {
             COMPLETE => Out::Packet(nic, frame.to_vec()),

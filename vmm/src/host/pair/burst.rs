@@ -11,6 +11,7 @@ use std::sync::Arc;
 use io_uring::{IoUring, opcode, types};
 
 use crate::host::tap::{LONGEST_PACKET, Tap};
+use crate::machine::output::Packet;
 
 /// Packets at most. They take half a millisecond, a tenth of what a look at the lease is good for
 /// ([`Timing::slack`](crate::role::timing::Timing::slack)).
@@ -19,8 +20,9 @@ pub(super) const MOST: usize = 64;
 /// Bytes of packets at most; the longest packet fits.
 const BYTES: usize = LONGEST_PACKET.next_multiple_of(4096) + (64 << 10);
 
+/// Where one lies.
 #[derive(Clone, Copy, Debug)]
-struct Packet {
+struct Place {
     nic: u8,
     start: usize,
     len: usize,
@@ -30,14 +32,20 @@ struct Packet {
 pub(super) struct Burst {
     ring: IoUring,
     taps: Vec<Arc<Tap>>,
-    bytes: Vec<u8>,
-    packets: Vec<Packet>,
+    bytes: Box<[u8]>,
+    /// Bytes of them that packets take.
+    used: usize,
+    packets: Vec<Place>,
 }
 
 impl std::fmt::Debug for Burst {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Burst").field("packets", &self.packets.len()).finish_non_exhaustive()
     }
+}
+
+fn room() -> Box<[u8]> {
+    vec![0; BYTES].into_boxed_slice()
 }
 
 impl Burst {
@@ -47,7 +55,7 @@ impl Burst {
     /// io_uring is not to be had.
     pub(super) fn new(taps: Vec<Arc<Tap>>) -> io::Result<Self> {
         let ring = IoUring::builder().setup_submit_all().build(MOST as u32)?;
-        Ok(Self { ring, taps, bytes: Vec::with_capacity(BYTES), packets: Vec::with_capacity(MOST) })
+        Ok(Self { ring, taps, bytes: room(), used: 0, packets: Vec::with_capacity(MOST) })
     }
 
     /// Packets in it.
@@ -56,29 +64,34 @@ impl Burst {
     }
 
     /// The packets, oldest first, each with its card.
-    pub(super) fn packets(&self) -> impl Iterator<Item = (u8, &[u8])> {
-        self.packets.iter().map(|packet| (packet.nic, &self.bytes[packet.start..packet.start + packet.len]))
+    pub(super) fn packets(&self) -> impl Iterator<Item = (u8, Packet<'_>)> {
+        let packet = |place: &Place| {
+            Some((place.nic, Packet::from_bytes(&self.bytes[place.start..place.start + place.len])?))
+        };
+        self.packets.iter().filter_map(packet)
     }
 
     /// One more. `false`: there is no room.
-    pub(super) fn push(&mut self, nic: u8, packet: &[u8]) -> bool {
-        if self.packets.len() == MOST || self.bytes.len() + packet.len() > BYTES {
+    pub(super) fn push(&mut self, nic: u8, packet: &Packet<'_>) -> bool {
+        let (start, len) = (self.used, packet.len());
+        let Some(room) = self.bytes.get_mut(start..start + len).filter(|_| self.packets.len() < MOST) else {
             return false;
-        }
-        self.packets.push(Packet { nic, start: self.bytes.len(), len: packet.len() });
-        self.bytes.extend_from_slice(packet);
+        };
+        packet.copy_to(room);
+        self.packets.push(Place { nic, start, len });
+        self.used += len;
         true
     }
 
     /// Forgets all of them.
     pub(super) fn clear(&mut self) {
         self.packets.clear();
-        self.bytes.clear();
+        self.used = 0;
     }
 
     /// Lets all of them out, in order. Those that a tap has no room for are lost, as on any Ethernet.
     pub(super) fn write(&mut self) {
-        if let [Packet { nic, start, len }] = *self.packets.as_slice() {
+        if let [Place { nic, start, len }] = *self.packets.as_slice() {
             // One by itself is quicker without a ring.
             let tap = self.taps.get(usize::from(nic));
             if let Some(Err(error)) = tap.map(|tap| tap.write_packet(&self.bytes[start..start + len])) {
@@ -108,7 +121,7 @@ impl Burst {
                     if !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) =>
                 {
                     // The kernel may still read them.
-                    std::mem::forget(std::mem::replace(&mut self.bytes, Vec::with_capacity(BYTES)));
+                    std::mem::forget(std::mem::replace(&mut self.bytes, room()));
                     return Err(error);
                 }
                 _ => {}
@@ -133,6 +146,10 @@ mod tests {
 
     use super::*;
 
+    fn packet(bytes: &[u8]) -> Packet<'_> {
+        Packet::from_bytes(bytes).unwrap()
+    }
+
     #[test]
     fn packets_leave_in_order_each_to_its_card_and_a_full_burst_says_so() {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
@@ -146,7 +163,7 @@ mod tests {
         for packets in [0, 1, 2, 7] {
             for n in 0..packets {
                 // There is no third card: what is for it goes nowhere.
-                assert!(burst.push(n % 3, &[n; 60]));
+                assert!(burst.push(n % 3, &packet(&[n; 60])));
             }
             burst.write();
             assert_eq!(burst.len(), 0);
@@ -158,15 +175,15 @@ mod tests {
         }
         // With nobody there, packets are lost, and nothing else.
         drop((theirs, theirs_too));
-        assert!(burst.push(0, &[1; 60]) && burst.push(1, &[2; 60]));
+        assert!(burst.push(0, &packet(&[1; 60])) && burst.push(1, &packet(&[2; 60])));
         burst.write();
 
-        let pushed = (0..).take_while(|_| burst.push(0, &[3; 60])).count();
+        let pushed = (0..).take_while(|_| burst.push(0, &packet(&[3; 60]))).count();
         assert_eq!((pushed, burst.packets().count()), (MOST, MOST));
         burst.clear();
-        assert!(burst.push(0, &vec![4; LONGEST_PACKET]));
-        let room = burst.bytes.capacity();
-        while burst.push(0, &[5; 9_000]) {}
-        assert_eq!(burst.bytes.capacity(), room, "no allocation");
+        assert!(burst.push(0, &packet(&vec![4; LONGEST_PACKET])));
+        let room = burst.bytes.as_ptr();
+        while burst.push(0, &packet(&[5; 9_000])) {}
+        assert_eq!(burst.bytes.as_ptr(), room, "no allocation");
     }
 }

@@ -15,7 +15,7 @@ use crate::host::io::disk::Disks;
 use crate::host::io::terminal::Terminal;
 use crate::host::run::open_outputs::report;
 use crate::host::tap::Tap;
-use crate::machine::output::{DiskOp, DiskRequest, Notice};
+use crate::machine::output::{DiskOp, DiskRequest, Notice, Packet};
 use crate::role::Moment;
 
 /// Bytes before each output's payload in the ring.
@@ -107,7 +107,18 @@ pub(super) fn gate(disks: usize) -> Result<(GateSender, GateReceiver), CreationE
 
 impl GateSender {
     fn put(&mut self, head: (u8, u8, u32), place: (u64, u64), wait: (u64, Moment), data: &[u8]) -> bool {
-        let Ok(slot) = self.ring.try_reserve(HEADER + data.len()) else { return false };
+        self.put_with(head, place, wait, (data.len(), |to: &mut [u8]| to.copy_from_slice(data)))
+    }
+
+    /// As [`Self::put`], with so many bytes that are written on the spot.
+    fn put_with(
+        &mut self,
+        head: (u8, u8, u32),
+        place: (u64, u64),
+        wait: (u64, Moment),
+        (bytes, write): (usize, impl FnOnce(&mut [u8])),
+    ) -> bool {
+        let Ok(slot) = self.ring.try_reserve(HEADER + bytes) else { return false };
         let (kind, device, len) = head;
         slot[0] = kind;
         slot[1] = device;
@@ -117,9 +128,9 @@ impl GateSender {
         slot[24..32].copy_from_slice(&place.0.to_le_bytes());
         slot[32..40].copy_from_slice(&place.1.to_le_bytes());
         slot[40..48].copy_from_slice(&self.kick.unwrap_or(wait.1).as_nanos().to_le_bytes());
-        slot[HEADER..].copy_from_slice(data);
+        write(&mut slot[HEADER..]);
         self.put += u64::from(kind != kind::LEFT);
-        self.ring.commit(HEADER + data.len())
+        self.ring.commit(HEADER + bytes)
     }
 
     /// Whether all outputs that were put into the gate have left.
@@ -141,9 +152,10 @@ impl GateSender {
     }
 
     /// A packet that waits for log frame `sequence`.
-    pub(super) fn packet(&mut self, nic: u8, packet: &[u8], sequence: u64, made: Moment) {
+    pub(super) fn packet(&mut self, nic: u8, packet: &Packet<'_>, sequence: u64, made: Moment) {
         let room = self.ring.used() + packet.len() <= PACKET_ROOM;
-        if !room || !self.put((kind::PACKET, nic, 0), (0, 0), (sequence, made), packet) {
+        let bytes = (packet.len(), |to: &mut [u8]| packet.copy_to(to));
+        if !room || !self.put_with((kind::PACKET, nic, 0), (0, 0), (sequence, made), bytes) {
             if self.lost == 0 {
                 tracing::warn!("more packets wait for the backup than there is room for; some are lost");
             }

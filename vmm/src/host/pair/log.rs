@@ -14,7 +14,7 @@ use super::gated::{GateSender, notice};
 use super::passage::Passage;
 use super::shared::{Order, Shared};
 use crate::host::tap::Tap;
-use crate::machine::output::{DiskRequest, Notice, Outputs};
+use crate::machine::output::{DiskRequest, Notice, Outputs, Packet};
 use crate::machine::virtio::net::offload::Offloads;
 use crate::replay::batch::{Batch, Traffic};
 use crate::replay::recorder::Log;
@@ -138,14 +138,14 @@ impl PairLog {
         let (sequence, packets) = passage.stranded();
         let made = now();
         for (nic, packet) in packets {
-            self.gate.packet(nic, packet, sequence, made);
+            self.gate.packet(nic, &packet, sequence, made);
         }
         passage.forget();
         self.held = true;
     }
 
     /// Whether a packet will leave with the next [`Self::let_go`].
-    fn passes(&mut self, nic: u8, packet: &[u8], sequence: u64) -> bool {
+    fn passes(&mut self, nic: u8, packet: &Packet<'_>, sequence: u64) -> bool {
         !self.next
             && self.gate.is_empty()
             && self.passage.as_mut().is_some_and(|passage| passage.take(nic, packet, sequence))
@@ -161,7 +161,7 @@ impl PairLog {
 }
 
 impl Outputs for PairLog {
-    fn packet(&mut self, nic: u8, packet: &[u8]) {
+    fn packet(&mut self, nic: u8, packet: &Packet<'_>) {
         let sequence = self.awaited();
         if self.passes(nic, packet, sequence) {
             return;

@@ -27,7 +27,7 @@ use crate::host::io::terminal::Terminal;
 use crate::host::vcpu::clock::HostClock;
 use crate::host::vcpu::inputs::{HostInputs, InputSource, Packet, VcpuBell, inputs};
 use crate::machine::input::Input;
-use crate::machine::output::{DiskOp, DiskRequest, Outputs};
+use crate::machine::output::{self, DiskOp, DiskRequest, Outputs};
 use crate::machine::time::VirtualTime;
 use crate::machine::virtio::net::offload::HEADER_LEN;
 use crate::machine::vm::Machine;
@@ -152,8 +152,8 @@ fn batches_with_outputs_through_log_and_gate_allocate_nothing() {
         builder.input(point, &Input::Time(VirtualTime::from_nanos(point * 1_000)));
         builder.input(point, &Input::Packet { nic: 0, packet: &[7; 1_000] });
         log.wait_for_next(true);
-        log.packet(0, &[1; 60]);
-        log.packet(0, &[2; 1_514]);
+        log.packet(0, &output::Packet::from_bytes(&[1; 60]).unwrap());
+        log.packet(0, &output::Packet::from_bytes(&[2; 1_514]).unwrap());
         log.serial(b'\n');
         if disk {
             log.disk(DiskRequest { disk: 0, tag: point, op: DiskOp::Write { offset: 0, data: &[3; 512] } });

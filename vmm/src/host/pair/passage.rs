@@ -12,6 +12,7 @@ use tandem_logchan::glance::AckGlance;
 use super::burst::Burst;
 use super::clock::now;
 use super::shared::Shared;
+use crate::machine::output::Packet;
 use crate::role::Moment;
 
 /// The way past the gate. Owned by the vCPU thread.
@@ -62,7 +63,7 @@ impl Passage {
 
     /// Takes a packet that may leave with the next [`Self::leave`]: its log, up to frame `sequence`, is acknowledged. All
     /// outputs before it must have left, or wait here. `false`: it may not, or there is no room before the others have left.
-    pub(super) fn take(&mut self, nic: u8, packet: &[u8], sequence: u64) -> bool {
+    pub(super) fn take(&mut self, nic: u8, packet: &Packet<'_>, sequence: u64) -> bool {
         if self.known < sequence && !self.vain {
             self.known = self.acks.received(sequence);
         }
@@ -90,7 +91,7 @@ impl Passage {
     }
 
     /// The packets that may not leave, for the gate; with the frame that they rely on. Call [`Self::forget`] behind it.
-    pub(super) fn stranded(&self) -> (u64, impl Iterator<Item = (u8, &[u8])>) {
+    pub(super) fn stranded(&self) -> (u64, impl Iterator<Item = (u8, Packet<'_>)>) {
         (self.relies, self.burst.packets())
     }
 

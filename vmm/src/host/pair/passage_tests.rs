@@ -23,7 +23,7 @@ use super::shared::Shared;
 use crate::host::tap::Tap;
 use crate::host::vcpu::inputs::VcpuBell;
 use crate::machine::input::Input;
-use crate::machine::output::Outputs;
+use crate::machine::output::{Outputs, Packet};
 use crate::machine::time::VirtualTime;
 use crate::replay::builder::BatchBuilder;
 use crate::replay::recorder::Log;
@@ -89,7 +89,7 @@ impl Primary {
         self.log.wait_for_next(false);
         self.log.kicked();
         for n in packets {
-            self.log.packet(0, &[n; 60]);
+            self.log.packet(0, &Packet::from_bytes(&[n; 60]).unwrap());
         }
         assert!(self.log.made_outputs());
     }
@@ -141,10 +141,10 @@ fn packets_pass_with_their_log_acknowledged_and_a_lease_and_wait_at_the_gate_oth
     // Outputs that wait for the batch to come go into the gate, behind those that could leave.
     primary.lease(Duration::from_secs(60));
     primary.log.wait_for_next(false);
-    primary.log.packet(0, &[1; 60]);
+    primary.log.packet(0, &Packet::from_bytes(&[1; 60]).unwrap());
     primary.log.wait_for_next(true);
-    primary.log.packet(0, &[2; 60]);
-    primary.log.packet(0, &[3; 60]);
+    primary.log.packet(0, &Packet::from_bytes(&[2; 60]).unwrap());
+    primary.log.packet(0, &Packet::from_bytes(&[3; 60]).unwrap());
     assert!(primary.log.made_outputs());
     assert_eq!((primary.seen(), primary.held()), (vec![1], 2));
     // All that left by themselves were counted: 198, 4 and 1; who takes the others out tells the others' delays.

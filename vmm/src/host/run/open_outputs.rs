@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::host::io::disk::Disks;
 use crate::host::io::terminal::Terminal;
 use crate::host::tap::Tap;
-use crate::machine::output::{DiskRequest, Notice, Outputs};
+use crate::machine::output::{DiskRequest, Notice, Outputs, Packet};
 use crate::machine::virtio::net::offload::Offloads;
 
 /// Sends each output at once.
@@ -20,9 +20,9 @@ pub struct OpenOutputs {
 }
 
 impl Outputs for OpenOutputs {
-    fn packet(&mut self, nic: u8, packet: &[u8]) {
+    fn packet(&mut self, nic: u8, packet: &Packet<'_>) {
         if let Some(tap) = self.taps.get(usize::from(nic))
-            && let Err(error) = tap.write_packet(packet)
+            && let Err(error) = tap.send(packet)
         {
             tracing::debug!(nic, %error, "a packet was lost");
         }

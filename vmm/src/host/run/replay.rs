@@ -13,7 +13,7 @@ use crate::host::config::{Config, ConfigError};
 use crate::host::guest::{BootFacts, Guest};
 use crate::host::io::terminal::Terminal;
 use crate::machine::cpu::cpuid::identity_bytes;
-use crate::machine::output::{DiskRequest, Outputs};
+use crate::machine::output::{DiskRequest, Outputs, Packet};
 use crate::machine::virtio::net::offload::Offloads;
 use crate::machine::vm::{Machine, MachineError};
 use crate::replay::batch::Traffic;
@@ -156,7 +156,7 @@ impl Batches for FileBatches {
 struct Echo(Terminal);
 
 impl Outputs for Echo {
-    fn packet(&mut self, _nic: u8, _packet: &[u8]) {}
+    fn packet(&mut self, _nic: u8, _packet: &Packet<'_>) {}
 
     fn offloads(&mut self, _nic: u8, _to_guest: Offloads) {}
 

@@ -26,7 +26,7 @@ use crate::host::vcpu::counters::SharedCounters;
 use crate::host::vcpu::inputs::{HostInputs, VcpuBell, inputs};
 use crate::host::vcpu::kick::Kicker;
 use crate::machine::cpu::cpuid::identity_bytes;
-use crate::machine::output::{DiskRequest, Notice, Outputs, PowerEvent};
+use crate::machine::output::{DiskRequest, Notice, Outputs, Packet, PowerEvent};
 use crate::machine::virtio::net::offload::Offloads;
 use crate::machine::vm::{Machine, MachineError};
 use crate::replay::batch::{Batch, SCHEMA, Traffic};
@@ -114,7 +114,7 @@ struct SoloLog {
 }
 
 impl Outputs for SoloLog {
-    fn packet(&mut self, nic: u8, packet: &[u8]) {
+    fn packet(&mut self, nic: u8, packet: &Packet<'_>) {
         self.outputs.packet(nic, packet);
     }
 

@@ -1,5 +1,7 @@
 //! A descriptor chain that has been checked: every buffer lies in guest memory.
 
+use vm_memory::VolatileSlice;
+
 use super::fault::QueueError;
 use crate::machine::memory::{GuestMemory, ram};
 
@@ -102,6 +104,16 @@ impl Chain {
             done = end;
         }
         if done == buffer.len() { Ok(()) } else { Err(QueueError::ShortChain { head: self.head }) }
+    }
+
+    /// Where `len` of the readable bytes lie, from `offset` on; fewer if there are not so many.
+    pub(super) fn slices<'a>(
+        &'a self,
+        mem: &'a GuestMemory,
+        offset: u32,
+        len: usize,
+    ) -> impl Iterator<Item = VolatileSlice<'a>> {
+        parts(self.readable(), offset, len).map_while(|part| ram(mem, part.address, u64::from(part.len)))
     }
 
     /// Writes `data` into the writable bytes, starting `offset` bytes into them.

@@ -6,6 +6,9 @@
 /// What is left to the reader of a packet.
 pub mod offload;
 
+/// A packet that the guest sends.
+pub mod packet;
+
 use std::hash::{Hash, Hasher};
 
 use virtio_bindings::virtio_net::{
@@ -13,6 +16,7 @@ use virtio_bindings::virtio_net::{
 };
 
 use self::offload::Offloads;
+use self::packet::Packet;
 use super::chain::Chain;
 use super::queue::{QueueError, VirtQueue};
 use crate::machine::memory::GuestMemory;
@@ -76,7 +80,6 @@ pub struct Net {
     /// The board serves the transmit queue whenever the guest idles: the driver need not notify.
     served_at_idle: bool,
 
-    scratch: Box<[u8]>,
     chain: Chain,
 
     state: State,
@@ -90,7 +93,6 @@ impl Net {
             nic,
             mac,
             served_at_idle: false,
-            scratch: vec![0; offload::HEADER_LEN + MAX_FRAME].into_boxed_slice(),
             chain: Chain::with_room_for(QUEUE_SIZE),
             state: State::default(),
         }
@@ -170,17 +172,15 @@ impl Net {
             let len = (self.chain.readable_len() as usize)
                 .checked_sub(HEADER_LEN)
                 .ok_or(QueueError::ShortChain { head })?;
-            let packet = self
-                .scratch
-                .get_mut(..offload::HEADER_LEN + len)
-                .ok_or(QueueError::OversizeChain { head })?;
+            if len > MAX_FRAME {
+                return Err(QueueError::OversizeChain { head });
+            }
             let mut header = offload::COMPLETE;
             self.chain.gather(mem, 0, &mut header)?;
-            self.chain.gather(mem, HEADER_LEN as u32, &mut packet[offload::HEADER_LEN..])?;
             match self.state.from_guest.sent(header, len).filter(|_| len >= MIN_FRAME) {
                 Some(header) => {
-                    packet[..offload::HEADER_LEN].copy_from_slice(&header);
-                    outputs.packet(self.nic, packet);
+                    let packet = Packet::in_memory(header, mem, (&self.chain, HEADER_LEN as u32, len));
+                    outputs.packet(self.nic, &packet.ok_or(QueueError::ShortChain { head })?);
                     self.state.sent += 1;
                 }
                 None => self.state.dropped += 1,
