@@ -23,8 +23,9 @@ pub(crate) fn race() {
     LazyLock::force(&WIDE);
 }
 
-/// crc32c of these bytes.
-pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
+/// crc32c of these bytes (Castagnoli, as in RFC 3720).
+#[must_use]
+pub fn crc32c(bytes: &[u8]) -> u32 {
     if bytes.len() < SHORT && is_x86_feature_detected!("sse4.2") {
         // SAFETY: this CPU has the instruction.
         unsafe { short(bytes) }

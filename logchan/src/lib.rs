@@ -33,7 +33,7 @@ pub mod backup;
 pub mod channel;
 
 // crc32c, in the way that is the quickest on this CPU.
-mod checksum;
+pub mod checksum;
 
 // rkyv archives in frames: encoding without allocation, validated access in place.
 pub mod codec;

@@ -3,7 +3,7 @@
 //! Both sides as on two hosts: who sends on one core, who receives on the other. The channel's entries are
 //! encoded, framed, checksummed, acknowledged and put into the backup's ring; what counts are their
 //! payloads. iperf3 moves bytes out of one buffer into another and nothing else, in the block size that
-//! it chooses itself. Turns alternate; what is compared are medians.
+//! it chooses itself; [`summed`] is half-way between the two. Turns alternate; what is compared are medians.
 
 use anyhow::{Result, ensure};
 use serde::Serialize as Json;
@@ -15,10 +15,11 @@ use tandem_logchan::transport::{ReceiveHalf, SendHalf};
 use tandem_tests::median::median;
 
 use super::iperf::Iperf;
+use super::summed;
 use super::{Batch, Channel, HEADER, WAIT, thousandth};
 
 /// Payloads of the entries, in bytes.
-const SIZES: [usize; 4] = [1 << 10, 4 << 10, 16 << 10, 64 << 10];
+pub(super) const SIZES: [usize; 4] = [1 << 10, 4 << 10, 16 << 10, 64 << 10];
 
 /// One size of entries.
 #[derive(Debug, Json)]
@@ -28,6 +29,10 @@ pub(super) struct Row {
     pub(super) gbit_s: f64,
     /// `None` without iperf3.
     pub(super) over_iperf: Option<f64>,
+    /// Of entries that are copied, summed and sent, and nothing else.
+    pub(super) summed_gbit_s: f64,
+    /// `None` without iperf3.
+    pub(super) summed_over_iperf: Option<f64>,
 }
 
 /// What came out.
@@ -49,7 +54,7 @@ pub(super) fn measure<S: SendHalf, R: ReceiveHalf>(
 ) -> Result<Throughput> {
     let iperf = Iperf::find(cores);
     let mut theirs = Vec::new();
-    let mut ours = SIZES.map(|_| Vec::new());
+    let mut ours = SIZES.map(|_| (Vec::new(), Vec::new()));
     for size in SIZES {
         channel.fill(size, time / 4)?;
     }
@@ -58,16 +63,19 @@ pub(super) fn measure<S: SendHalf, R: ReceiveHalf>(
             theirs.push(iperf.gbit_s(time)?);
         }
         for (size, rates) in SIZES.iter().zip(&mut ours) {
-            rates.push(channel.fill(*size, time)?);
+            rates.0.push(channel.fill(*size, time)?);
+            rates.1.push(summed::gbit_s(*size, time, cores[1])?);
         }
     }
     let iperf_gbit_s = (!theirs.is_empty()).then(|| median(theirs));
     let rows: Vec<Row> = SIZES
         .iter()
         .zip(ours)
-        .map(|(&entry_bytes, rates)| {
-            let gbit_s = thousandth(median(rates));
-            Row { entry_bytes, gbit_s, over_iperf: iperf_gbit_s.map(|iperf| thousandth(gbit_s / iperf)) }
+        .map(|(&entry_bytes, (ours, summed))| {
+            let [gbit_s, summed_gbit_s] = [ours, summed].map(|rates| thousandth(median(rates)));
+            let over = |rate: f64| iperf_gbit_s.map(|iperf| thousandth(rate / iperf));
+            let (over_iperf, summed_over_iperf) = (over(gbit_s), over(summed_gbit_s));
+            Row { entry_bytes, gbit_s, over_iperf, summed_gbit_s, summed_over_iperf }
         })
         .collect();
     let least = || rows.iter().filter_map(|row| row.over_iperf).fold(f64::INFINITY, f64::min);

@@ -86,7 +86,7 @@ pub(crate) fn rate(row: Row, size: &Size, said: &[String], seconds: f64) -> Resu
 mod tests {
     use super::*;
 
-    const SIZE: Size = Size::new(true, true);
+    const SIZE: Size = Size { pages: 40, ..Size::new(true, true) };
 
     fn said(texts: &[&str]) -> Vec<String> {
         texts.iter().map(|text| (*text).to_owned()).collect()
