@@ -27,7 +27,7 @@ impl Size {
     pub(crate) const fn new(emulated: bool, quick: bool) -> Self {
         match (emulated, quick) {
             (true, true) => {
-                Self { jvm: 10, compile: 1, transactions: 10, seconds: 1, omit: 0, pages: 160, idle: 1 }
+                Self { jvm: 10, compile: 1, transactions: 10, seconds: 1, omit: 0, pages: 80, idle: 1 }
             }
             (true, false) => {
                 Self { jvm: 60, compile: 3, transactions: 100, seconds: 5, omit: 1, pages: 400, idle: 5 }
