@@ -482,4 +482,34 @@ mod tests {
         assert!(with.kicks_off(&idles) && !without.kicks_off(&idles));
         assert!(!with.kicks_off(&Exit::Halt));
     }
+
+    #[test]
+    fn a_timer_fires_at_its_deadline_however_time_came_there() {
+        let ram = GuestRam::new(2 << 20).unwrap();
+        let out = &mut crate::machine::output::Dropped;
+        // The 8259 with its first line open, a tick of the 8254 in 10 ms.
+        let writes =
+            [(0x20, 0x11), (0x21, 0x30), (0x21, 4), (0x21, 1), (0x43, 0x34), (0x40, 0x9c), (0x40, 0x2e)];
+        let sums = [1, 7, 50].map(|steps| {
+            let mut board = Board::new(0, &ram, Vec::new(), false).unwrap();
+            for (port, value) in writes {
+                assert_eq!(board.port_out(port, &[value], out), None);
+            }
+            // Its output is high from power-on.
+            assert_eq!(board.acknowledge_interrupt(), 0x30);
+            assert_eq!(board.port_out(0x20, &[0x20], out), None);
+            for _ in 0..3 {
+                let (before, deadline) = (board.now().as_nanos(), board.deadline().unwrap().as_nanos());
+                for step in 1..=steps {
+                    assert!(!board.interrupt_pending());
+                    let then = VirtualTime::from_nanos(before + (deadline - before) * step / steps);
+                    board.apply(&Input::Time(then), ram.memory(), out).unwrap();
+                }
+                assert_eq!((board.interrupt_pending(), board.acknowledge_interrupt()), (true, 0x30));
+                assert_eq!(board.port_out(0x20, &[0x20], out), None);
+            }
+            board.sums()
+        });
+        assert!(sums[0] == sums[1] && sums[0] == sums[2]);
+    }
 }
