@@ -1,10 +1,10 @@
 //! Entries copied, summed and sent by plain system calls, and nothing else: what of iperf3's rate is left to any channel
 //! whose entries are encoded into a buffer and checked by both ends.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use std::hint::black_box;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 use tandem_logchan::checksum::crc32c;
 
@@ -16,9 +16,8 @@ const BLOCK: usize = 128 << 10;
 /// Gbit/s of entries of so many bytes (a divisor of 128 KiB) within `time`. The calling thread sends; who receives is on
 /// `core`.
 pub(super) fn gbit_s(entry: usize, time: Duration, core: usize) -> Result<f64> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let mut stream = TcpStream::connect(listener.local_addr()?)?;
-    let receiver = std::thread::spawn(move || receive(&listener, entry, core));
+    let (mut stream, theirs) = super::streams()?;
+    let receiver = std::thread::spawn(move || receive(theirs, entry, core));
     let payload = vec![7; entry];
     let mut block = vec![0; BLOCK];
     let start = Instant::now();
@@ -35,9 +34,8 @@ pub(super) fn gbit_s(entry: usize, time: Duration, core: usize) -> Result<f64> {
 }
 
 /// Takes in and sums whole entries until the sender ends. Their bytes.
-fn receive(listener: &TcpListener, entry: usize, core: usize) -> Result<u64> {
+fn receive(mut stream: TcpStream, entry: usize, core: usize) -> Result<u64> {
     let _pinned = pin::to_core(core)?;
-    let (mut stream, _) = listener.accept().context("accept")?;
     let mut block = vec![0; BLOCK];
     let (mut rest, mut received) = (0, 0);
     loop {

@@ -6,6 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub mod check;
 /// The `tandem` command.
 pub mod cli;
+/// The kernel's clocks, as numbers.
+mod clock;
 /// The config file of a VM.
 pub mod config;
 /// The control socket: status and failover.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tandem_logchan::doorbell::Doorbell;
 use tandem_logchan::ring::{self, Consumer, Producer};
 
+use crate::host::clock::nanos;
 use crate::machine::input::{DiskStatus, Input};
 use crate::machine::time::VirtualTime;
 use crate::replay::recorder::Inputs;
@@ -224,10 +225,7 @@ impl Inputs for HostInputs {
     }
 
     fn cpu_time(&mut self) -> u64 {
-        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: the structure is valid for the call, which cannot fail for this clock.
-        unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-        time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+        nanos(libc::CLOCK_THREAD_CPUTIME_ID)
     }
 
     fn spent(&mut self) -> Spent {
@@ -235,8 +233,8 @@ impl Inputs for HostInputs {
         let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
         // SAFETY: the structure is valid for the call, which cannot fail for this thread.
         unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
-        let nanos = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
-        Spent { all: self.cpu_time(), kernel: nanos(usage.ru_stime) }
+        let passed = |time: libc::timeval| time.tv_sec as u64 * 1_000_000_000 + time.tv_usec as u64 * 1000;
+        Spent { all: self.cpu_time(), kernel: passed(usage.ru_stime) }
     }
 
     fn wait(&mut self, until: Option<VirtualTime>) {

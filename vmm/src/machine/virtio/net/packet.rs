@@ -44,8 +44,8 @@ impl<'a> Packet<'a> {
         mem: &'a GuestMemory,
         (chain, offset, len): (&'a Chain, u32, usize),
     ) -> Option<Self> {
-        let there: usize = chain.slices(mem, offset, len).map(|slice| slice.len()).sum();
-        (there == len).then_some(Self { header, frame: Frame::Guest { mem, chain, offset, len } })
+        let there = chain.readable_len().saturating_sub(offset) as usize;
+        (len <= there).then_some(Self { header, frame: Frame::Guest { mem, chain, offset, len } })
     }
 
     /// A packet that lies in one piece. `None`: it has no whole header.
@@ -80,11 +80,8 @@ impl<'a> Packet<'a> {
         header.copy_from_slice(&self.header);
         match self.frame {
             Frame::Guest { mem, chain, offset, len } => {
-                let mut done = 0;
-                for slice in chain.slices(mem, offset, len) {
-                    slice.copy_to(&mut frame[done..done + slice.len()]);
-                    done += slice.len();
-                }
+                let copied = chain.gather(mem, offset, frame);
+                debug_assert!(copied.is_ok(), "{len} bytes were there: {copied:?}");
             }
             Frame::Bytes(bytes) => frame.copy_from_slice(bytes),
         }

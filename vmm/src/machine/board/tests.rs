@@ -1,0 +1,48 @@
+use super::*;
+use crate::machine::virtio::net::Net;
+use crate::machine::virtio::{rng::Rng, slot_address};
+
+#[test]
+fn a_notification_and_idling_at_the_doorbell_put_out_what_is_queued() {
+    let ram = GuestRam::new(2 << 20).unwrap();
+    let devices = || vec![VirtioDevice::Rng(Rng::new([1; 32])), VirtioDevice::Net(Net::new(0, [2; 6]))];
+    let [with, without] = [true, false].map(|doorbell| Board::new(0, &ram, devices(), doorbell).unwrap());
+    let write = |address| Exit::MmioWrite { address, size: 4, data: 1 };
+    for slot in 0..2 {
+        assert!(without.kicks_off(&write(slot_address(slot) + 0x50)), "QueueNotify");
+        assert!(!without.kicks_off(&write(slot_address(slot) + 0x64)), "InterruptACK");
+    }
+    assert!(!without.kicks_off(&write(slot_address(2) + 0x50)), "nobody there");
+    let idles = Exit::MmioRead { address: DOORBELL_ADDRESS, size: 8 };
+    assert!(with.kicks_off(&idles) && !without.kicks_off(&idles));
+    assert!(!with.kicks_off(&Exit::Halt));
+}
+
+#[test]
+fn a_timer_fires_at_its_deadline_however_time_came_there() {
+    let ram = GuestRam::new(2 << 20).unwrap();
+    let out = &mut crate::machine::output::Dropped;
+    // The 8259 with its first line open, a tick of the 8254 in 10 ms.
+    let writes = [(0x20, 0x11), (0x21, 0x30), (0x21, 4), (0x21, 1), (0x43, 0x34), (0x40, 0x9c), (0x40, 0x2e)];
+    let sums = [1, 7, 50].map(|steps| {
+        let mut board = Board::new(0, &ram, Vec::new(), false).unwrap();
+        for (port, value) in writes {
+            assert_eq!(board.port_out(port, &[value], out), None);
+        }
+        // Its output is high from power-on.
+        assert_eq!(board.acknowledge_interrupt(), 0x30);
+        assert_eq!(board.port_out(0x20, &[0x20], out), None);
+        for _ in 0..3 {
+            let (before, deadline) = (board.now().as_nanos(), board.deadline().unwrap().as_nanos());
+            for step in 1..=steps {
+                assert!(!board.interrupt_pending());
+                let then = VirtualTime::from_nanos(before + (deadline - before) * step / steps);
+                board.apply(&Input::Time(then), ram.memory(), out).unwrap();
+            }
+            assert_eq!((board.interrupt_pending(), board.acknowledge_interrupt()), (true, 0x30));
+            assert_eq!(board.port_out(0x20, &[0x20], out), None);
+        }
+        board.sums()
+    });
+    assert!(sums[0] == sums[1] && sums[0] == sums[2]);
+}
