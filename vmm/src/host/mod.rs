@@ -18,6 +18,8 @@ pub mod embedded;
 pub mod guest;
 /// The host's side of the machine's devices.
 pub mod io;
+/// What leaves the host only while a lease holds.
+pub mod leased;
 /// How KVM translates guest addresses here.
 pub mod paging;
 /// A protected pair: primary and backup.

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::config::MacAddress;
+use super::leased::LeaseEnd;
 use crate::machine::output::Packet;
 use crate::machine::virtio::net::QUEUE_SIZE;
 use crate::machine::virtio::net::offload::{COMPLETE, HEADER_LEN, Offloads};
@@ -190,7 +191,17 @@ impl Tap {
         sent(|| (&self.file).write(packet))
     }
 
-    /// The same from where the guest has it, without a copy of ours.
+    /// The same if the lease holds, and when it was looked at. `None`: it has ended, and nothing was sent.
+    pub fn write_leased(&self, packet: &[u8], lease: &LeaseEnd) -> Option<(u64, io::Result<bool>)> {
+        loop {
+            let made = lease.write(self.file.as_fd(), packet)?;
+            if let Some(fate) = fate(made.result) {
+                return Some((made.at, fate));
+            }
+        }
+    }
+
+    /// The same as [`Tap::write_packet`] from where the guest has it, without a copy of ours.
     ///
     /// # Errors
     /// As [`Tap::write_packet`].
@@ -218,14 +229,21 @@ impl Tap {
 /// What became of a packet that `write` hands to a tap.
 fn sent(write: impl Fn() -> io::Result<usize>) -> io::Result<bool> {
     loop {
-        match write() {
-            Ok(_) => return Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EIO | libc::ENOBUFS)) => {
-                return Ok(false);
-            }
-            Err(error) => return Err(error),
+        if let Some(fate) = fate(write()) {
+            return fate;
         }
+    }
+}
+
+/// What became of a packet, by what the kernel said; `None`: it was interrupted, nothing has happened yet.
+fn fate(written: io::Result<usize>) -> Option<io::Result<bool>> {
+    match written {
+        Ok(_) => Some(Ok(true)),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EIO | libc::ENOBUFS)) => {
+            Some(Ok(false))
+        }
+        Err(error) => Some(Err(error)),
     }
 }
 

@@ -58,11 +58,13 @@
 //! The clocks' offsets do not matter: *t* is compared with the clock that made it, *r* likewise. The clocks
 //! must go on while a process is stopped, so use `CLOCK_BOOTTIME`.
 //!
-//! **What the lease cannot do.** A process that is stopped between asking the gate and the system call, for
-//! longer than the slack, lets what it had in hand out late. Keep that in hand small: ask again for every
-//! few frames. For a packet the harm is a duplicate, since it was acknowledged and the backup has made it
-//! too. A disk write that was submitted in time may still take effect late, inside the kernel or the array:
-//! only fencing at the disk (a persistent reservation) stops that.
+//! **From the look to the system call.** A process that is stopped between asking the gate and the system call would let out late
+//! what it had in hand. So the host makes the two one step, where the kernel can (`host/leased`): packets, and writes to disks
+//! when their turn comes, however long they waited for it.
+//!
+//! **What the lease cannot do.** A system call that was made in time may take effect late: a disk write inside the kernel or the
+//! array; and a host that stands still as a whole goes on in the middle of one. For a packet the harm is a duplicate, since it was
+//! acknowledged and the backup has made it too. For a disk, only fencing there (a persistent reservation) stops it.
 //!
 //! **A broken channel, and early claims.** When the process of the primary is killed, its kernel closes the
 //! channel within a millisecond, and a killed process outputs nothing. But a closed or reset channel does

@@ -16,6 +16,7 @@ use crate::machine::cpu::capture::{self, CaptureError};
 pub(super) fn look(report: &mut Report, tandem: &Path) {
     report.add(tap(tandem));
     report.add(io_uring(tandem));
+    report.add(restartable_sequences());
     report.add(huge_pages());
     report.add(clock());
     report.add(processors());
@@ -51,6 +52,21 @@ fn io_uring(tandem: &Path) -> Item {
         None => "needs Linux 5.19 or newer",
     };
     Item::note("io_uring", answer.detail).remedy(remedy)
+}
+
+fn restartable_sequences() -> Item {
+    const ITEM: &str = "rseq";
+    if crate::host::leased::in_one_step() {
+        return Item::ok(
+            ITEM,
+            "restartable sequences: a primary that is stopped and goes on sends nothing that it had in hand",
+        );
+    }
+    Item::note(
+        ITEM,
+        "no restartable sequences: a primary that is stopped between its look at the lease and a packet sends that one late",
+    )
+    .remedy("needs CONFIG_RSEQ and glibc 2.35; GLIBC_TUNABLES must not switch glibc.pthread.rseq off")
 }
 
 fn huge_pages() -> Item {

@@ -2,13 +2,17 @@
 //!
 //! One at a time and in the order of their issue: two requests that race for a block are serialised by
 //! that, on a primary and, after a failover, on the side that issues them again.
+//!
+//! A request may wait here for as long as the disk takes for those before it. So the thread looks at the lease itself: a primary that was
+//! stopped, and goes on after its backup went live, would write over what that one has written. Until the lease holds again, it waits.
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,6 +21,7 @@ use tandem_logchan::ring::{self, Consumer, Producer};
 use thiserror::Error;
 
 use crate::host::config::DiskConfig;
+use crate::host::leased::LeaseEnd;
 use crate::host::vcpu::inputs::InputSource;
 use crate::machine::input::DiskStatus;
 use crate::machine::output::{DiskOp, DiskRequest};
@@ -26,6 +31,13 @@ const SECTOR: u64 = 512;
 
 /// Bytes of the header of a request in the ring.
 const HEADER: usize = 32;
+
+/// Bytes that are written with one look at the lease: a fraction of what a look is good for
+/// ([`Timing::slack`](crate::role::timing::Timing::slack)).
+const STRETCH: usize = 1 << 20;
+
+/// Between two looks at a lease that has ended.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// Room for requests in flight: more than all disks together may have (8 MiB each).
 const RING: usize = 128 << 20;
@@ -83,14 +95,21 @@ pub struct Disks {
     bell: Arc<Doorbell>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    issued: u64,
+    done: Arc<AtomicU64>,
 }
 
 impl Disks {
-    /// Opens the disks and starts the thread that works on them. Completions go to `completions`.
+    /// Opens the disks and starts the thread that works on them, writing only while `lease` holds. Completions go to
+    /// `completions`.
     ///
     /// # Errors
     /// When a disk cannot be opened.
-    pub fn start(disks: &[DiskConfig], completions: InputSource) -> Result<Self, DiskError> {
+    pub fn start(
+        disks: &[DiskConfig],
+        completions: InputSource,
+        lease: Arc<LeaseEnd>,
+    ) -> Result<Self, DiskError> {
         let files = disks
             .iter()
             .map(|disk| {
@@ -104,19 +123,28 @@ impl Disks {
         let (producer, consumer) = ring::ring(if files.is_empty() { 0 } else { RING });
         let bell = Arc::new(Doorbell::new());
         let stop = Arc::new(AtomicBool::new(false));
+        let done = Arc::new(AtomicU64::new(0));
         let worker = Worker {
             files,
             ring: consumer,
             completions,
             bell: Arc::clone(&bell),
             stop: Arc::clone(&stop),
+            done: Arc::clone(&done),
+            lease,
             buffer: Vec::new(),
         };
         let thread = std::thread::Builder::new()
             .name("tandem-disk".to_owned())
             .spawn(move || worker.work())
             .map_err(DiskError::Thread)?;
-        Ok(Self { ring: producer, bell, stop, thread: Some(thread) })
+        Ok(Self { ring: producer, bell, stop, thread: Some(thread), issued: 0, done })
+    }
+
+    /// Whether all requests that were issued are done.
+    #[must_use]
+    pub fn are_idle(&self) -> bool {
+        self.issued == self.done.load(Ordering::Acquire)
     }
 
     /// Issues a request. False: there is no room, which the machine's own limits rule out.
@@ -135,6 +163,7 @@ impl Disks {
         slot[16..24].copy_from_slice(&offset.to_le_bytes());
         slot[HEADER..].copy_from_slice(data);
         let issued = self.ring.commit(HEADER + data.len());
+        self.issued += u64::from(issued);
         self.bell.ring();
         issued
     }
@@ -157,7 +186,36 @@ struct Worker {
     completions: InputSource,
     bell: Arc<Doorbell>,
     stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+    lease: Arc<LeaseEnd>,
     buffer: Vec<u8>,
+}
+
+/// Writes all of `data`, whenever the lease holds. `None`: this thread is to stop before it holds again.
+fn write(
+    file: &File,
+    mut data: &[u8],
+    mut offset: u64,
+    lease: &LeaseEnd,
+    stop: &AtomicBool,
+) -> Option<io::Result<()>> {
+    while !data.is_empty() {
+        let stretch = &data[..data.len().min(STRETCH)];
+        let Some(made) = lease.write_at(file.as_fd(), stretch, offset) else {
+            if stop.load(Ordering::Acquire) {
+                return None;
+            }
+            std::thread::sleep(LOOK);
+            continue;
+        };
+        match made.result {
+            Ok(0) => return Some(Err(io::ErrorKind::WriteZero.into())),
+            Ok(len) => (data, offset) = (&data[len..], offset + len as u64),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Some(Err(error)),
+        }
+    }
+    Some(Ok(()))
 }
 
 impl Worker {
@@ -175,6 +233,7 @@ impl Worker {
         let Some(bytes) = self.ring.front() else { return false };
         let Some((header, data)) = bytes.split_first_chunk::<HEADER>() else {
             let _ = self.ring.release();
+            self.done.fetch_add(1, Ordering::Release);
             return true;
         };
         let [op, disk, _, _, l0, l1, l2, l3, rest @ ..] = *header;
@@ -189,7 +248,10 @@ impl Worker {
                     self.buffer.resize(len, 0);
                     file.read_exact_at(&mut self.buffer, offset)
                 }
-                op::WRITE => file.write_all_at(data, offset),
+                op::WRITE => match write(file, data, offset, &self.lease, &self.stop) {
+                    Some(written) => written,
+                    None => return true,
+                },
                 _ => file.sync_data(),
             },
         };
@@ -202,6 +264,7 @@ impl Worker {
             }
         };
         let _ = self.ring.release();
+        self.done.fetch_add(1, Ordering::Release);
         while !self.completions.disk_done(disk, tag, status, &self.buffer) {
             if self.stop.load(Ordering::Acquire) {
                 return true;
@@ -210,5 +273,54 @@ impl Worker {
             std::thread::sleep(Duration::from_micros(200));
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::host::vcpu::clock::HostClock;
+    use crate::host::vcpu::inputs::inputs;
+    use crate::machine::time::VirtualTime;
+
+    /// A primary is stopped with writes in hand, and goes on when another side has written elsewhere in the same place.
+    #[test]
+    fn a_write_whose_turn_comes_after_the_lease_waits_for_the_next_or_is_never_made() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4 * SECTOR).unwrap();
+        let config = [DiskConfig { path: file.path().to_owned(), read_only: false }];
+        let (_inputs, [completions]) = inputs::<1>(HostClock::continuing(VirtualTime::ZERO), 1 << 20);
+        let lease = Arc::new(LeaseEnd::never());
+        let mut disks = Disks::start(&config, completions, Arc::clone(&lease)).unwrap();
+        let write = |disks: &mut Disks, tag: u64, byte: u8| {
+            let op = DiskOp::Write { offset: SECTOR, data: &[byte; SECTOR as usize] };
+            assert!(disks.issue(&DiskRequest { disk: 0, tag, op }));
+        };
+        let on_disk = || std::fs::read(file.path()).unwrap()[SECTOR as usize];
+        let settle = |disks: &Disks| {
+            let until = Instant::now() + Duration::from_secs(10);
+            while !disks.are_idle() {
+                assert!(Instant::now() < until, "it is done while the lease holds");
+                std::thread::sleep(LOOK);
+            }
+        };
+
+        write(&mut disks, 1, 1);
+        settle(&disks);
+        assert_eq!(on_disk(), 1);
+        lease.set(0);
+        write(&mut disks, 2, 2);
+        std::thread::sleep(20 * LOOK);
+        assert_eq!((on_disk(), disks.are_idle()), (1, false), "not without a lease");
+        lease.set(u64::MAX);
+        settle(&disks);
+        assert_eq!(on_disk(), 2);
+        lease.set(0);
+        write(&mut disks, 3, 3);
+        write(&mut disks, 4, 4);
+        drop(disks);
+        assert_eq!(on_disk(), 2, "whoever lost leaves the disk as it is");
     }
 }

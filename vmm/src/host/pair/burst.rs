@@ -5,11 +5,13 @@
 //! the kernel is not preemptible; and fifty packets take one entry into the kernel, not fifty.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, types};
 
+use crate::host::leased::{LeaseEnd, Made};
 use crate::host::tap::{LONGEST_PACKET, Tap};
 use crate::machine::output::Packet;
 
@@ -30,7 +32,8 @@ struct Place {
 
 /// Packets that are about to leave. Allocates when it is made, and never again.
 pub(super) struct Burst {
-    ring: IoUring,
+    /// `None`: there is none any more, and it takes no packets.
+    ring: Option<IoUring>,
     taps: Vec<Arc<Tap>>,
     bytes: Box<[u8]>,
     /// Bytes of them that packets take.
@@ -54,8 +57,7 @@ impl Burst {
     /// # Errors
     /// io_uring is not to be had.
     pub(super) fn new(taps: Vec<Arc<Tap>>) -> io::Result<Self> {
-        let ring = IoUring::builder().setup_submit_all().build(MOST as u32)?;
-        Ok(Self { ring, taps, bytes: room(), used: 0, packets: Vec::with_capacity(MOST) })
+        Ok(Self { ring: Some(new_ring()?), taps, bytes: room(), used: 0, packets: Vec::with_capacity(MOST) })
     }
 
     /// Packets in it.
@@ -74,7 +76,8 @@ impl Burst {
     /// One more. `false`: there is no room.
     pub(super) fn push(&mut self, nic: u8, packet: &Packet<'_>) -> bool {
         let (start, len) = (self.used, packet.len());
-        let Some(room) = self.bytes.get_mut(start..start + len).filter(|_| self.packets.len() < MOST) else {
+        let may = self.ring.is_some() && self.packets.len() < MOST;
+        let Some(room) = self.bytes.get_mut(start..start + len).filter(|_| may) else {
             return false;
         };
         packet.copy_to(room);
@@ -89,52 +92,88 @@ impl Burst {
         self.used = 0;
     }
 
-    /// Lets all of them out, in order. Those that a tap has no room for are lost, as on any Ethernet.
-    pub(super) fn write(&mut self) {
-        if let [Place { nic, start, len }] = *self.packets.as_slice() {
+    /// Lets all of them out, in order, and says when that was, in nanoseconds of the local clock. Those that a tap has no room
+    /// for are lost, as on any Ethernet. `None`: the lease has ended, and they stay.
+    pub(super) fn write(&mut self, lease: &LeaseEnd) -> Option<u64> {
+        let at = match *self.packets.as_slice() {
             // One by itself is quicker without a ring.
-            let tap = self.taps.get(usize::from(nic));
-            if let Some(Err(error)) = tap.map(|tap| tap.write_packet(&self.bytes[start..start + len])) {
-                tracing::debug!(%error, "a packet was lost");
-            }
-        } else if let Err(error) = self.write_all() {
-            tracing::warn!(%error, "packets were lost");
-        }
+            [Place { nic, start, len }] => self.write_one(nic, start..start + len, lease)?,
+            _ => self.write_all(lease)?,
+        };
         self.clear();
+        Some(at)
     }
 
-    fn write_all(&mut self) -> io::Result<()> {
-        let mut under_way = 0;
+    fn write_one(&self, nic: u8, place: Range<usize>, lease: &LeaseEnd) -> Option<u64> {
+        let Some(tap) = self.taps.get(usize::from(nic)) else { return lease.holds() };
+        let (at, sent) = tap.write_leased(&self.bytes[place], lease)?;
+        if let Err(error) = sent {
+            tracing::debug!(%error, "a packet was lost");
+        }
+        Some(at)
+    }
+
+    fn write_all(&mut self, lease: &LeaseEnd) -> Option<u64> {
+        let Some(ring) = &mut self.ring else { return lease.holds() };
+        let mut count = 0;
         for packet in &self.packets {
             let Some(tap) = self.taps.get(usize::from(packet.nic)) else { continue };
             let at = self.bytes[packet.start..].as_ptr();
             // Not registered with the ring: that would keep the tap busy for a while after this process was killed.
             let write = opcode::Write::new(types::Fd(tap.as_raw_fd()), at, packet.len as u32).build();
-            // SAFETY: the bytes stay where they are until all completions are there.
-            unsafe { self.ring.submission().push(&write) }.map_err(|_| io::ErrorKind::WouldBlock)?;
-            under_way += 1;
+            // SAFETY: the bytes stay where they are until all completions are there. The ring has room for all packets of a burst.
+            count += u32::from(unsafe { ring.submission().push(&write) }.is_ok());
         }
-        while under_way > 0 {
-            // A tap takes a packet at once or not at all: nothing is waited for here.
-            match self.ring.submit_and_wait(under_way) {
-                Err(error)
-                    if !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) =>
-                {
-                    // The kernel may still read them.
-                    std::mem::forget(std::mem::replace(&mut self.bytes, room()));
-                    return Err(error);
-                }
-                _ => {}
+        // SAFETY: as above.
+        let made = unsafe { lease.submit(ring.as_raw_fd(), count) };
+        let (at, submitted) = match made {
+            Some(Made { at, result: Ok(submitted) }) => (Some(at), submitted as u32),
+            Some(Made { at, result: Err(error) }) => {
+                tracing::warn!(%error, "packets were lost");
+                (Some(at), 0)
             }
-            for completion in self.ring.completion() {
-                under_way -= 1;
-                if completion.result() < 0 {
-                    let error = io::Error::from_raw_os_error(-completion.result());
-                    tracing::debug!(%error, "a packet was lost");
-                }
+            None => (None, 0),
+        };
+        if let Err(error) = reap(ring, submitted) {
+            tracing::warn!(%error, "packets were lost");
+            // The kernel may still read them.
+            std::mem::forget(std::mem::replace(&mut self.bytes, room()));
+        }
+        if submitted < count {
+            // What it was not handed, it must not be handed with the next ones.
+            self.ring = new_ring()
+                .inspect_err(|error| tracing::warn!(%error, "packets wait at the gate from now on"))
+                .ok();
+        }
+        at
+    }
+}
+
+fn new_ring() -> io::Result<IoUring> {
+    IoUring::builder().setup_submit_all().build(MOST as u32)
+}
+
+/// Waits until so many writes are done, which they mostly are: a tap takes a packet at once or not at all.
+fn reap(ring: &mut IoUring, mut under_way: u32) -> io::Result<()> {
+    const GETEVENTS: u32 = 1;
+    loop {
+        for completion in ring.completion() {
+            under_way -= 1;
+            if completion.result() < 0 {
+                let error = io::Error::from_raw_os_error(-completion.result());
+                tracing::debug!(%error, "a packet was lost");
             }
         }
-        Ok(())
+        if under_way == 0 {
+            return Ok(());
+        }
+        // SAFETY: hands nothing to the kernel, and has no argument.
+        match unsafe { ring.submitter().enter::<()>(0, under_way, GETEVENTS, None) } {
+            Err(error) if !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {
+                return Err(error);
+            }
+            _ => {}
+        }
     }
 }
 
@@ -165,7 +204,10 @@ mod tests {
                 // There is no third card: what is for it goes nowhere.
                 assert!(burst.push(n % 3, &packet(&[n; 60])));
             }
-            burst.write();
+            // Without a lease they stay, and leave once there is one.
+            assert!(burst.write(&LeaseEnd::past()).is_none());
+            assert_eq!(burst.len(), usize::from(packets));
+            assert!(burst.write(&LeaseEnd::never()).is_some());
             assert_eq!(burst.len(), 0);
             for n in (0..packets).filter(|n| n % 3 != 2) {
                 let card = [&theirs, &theirs_too][usize::from(n % 3)];
@@ -176,7 +218,7 @@ mod tests {
         // With nobody there, packets are lost, and nothing else.
         drop((theirs, theirs_too));
         assert!(burst.push(0, &packet(&[1; 60])) && burst.push(1, &packet(&[2; 60])));
-        burst.write();
+        assert!(burst.write(&LeaseEnd::never()).is_some());
 
         let pushed = (0..).take_while(|_| burst.push(0, &packet(&[3; 60]))).count();
         assert_eq!((pushed, burst.packets().count()), (MOST, MOST));

@@ -13,6 +13,7 @@ use super::delay::{Delays, Leaving};
 use super::passage::Left;
 use crate::host::io::disk::Disks;
 use crate::host::io::terminal::Terminal;
+use crate::host::leased::LeaseEnd;
 use crate::host::run::open_outputs::report;
 use crate::host::tap::Tap;
 use crate::machine::output::{DiskOp, DiskRequest, Notice, Packet};
@@ -262,15 +263,16 @@ pub(super) struct Exits {
 }
 
 impl Exits {
-    /// Lets one output out. Tell [`GateReceiver::delays`] when it has left.
-    pub(super) fn send(&mut self, held: &Held<'_>) {
+    /// Lets one output out. Tell [`GateReceiver::delays`] when it has left. `false`: the lease ended before it had.
+    pub(super) fn send(&mut self, held: &Held<'_>, lease: &LeaseEnd) -> bool {
         let request = |op| DiskRequest { disk: held.device, tag: held.tag, op };
         match held.kind {
             kind::PACKET => {
-                if let Some(tap) = self.taps.get(usize::from(held.device))
-                    && let Err(error) = tap.write_packet(held.data)
-                {
-                    tracing::debug!(%error, "a packet was lost");
+                if let Some(tap) = self.taps.get(usize::from(held.device)) {
+                    let Some((_, sent)) = tap.write_leased(held.data, lease) else { return false };
+                    if let Err(error) = sent {
+                        tracing::debug!(%error, "a packet was lost");
+                    }
                 }
             }
             kind::TERMINAL => self.terminal.write(held.data),
@@ -278,6 +280,12 @@ impl Exits {
             kind::WRITE => self.issue(&request(DiskOp::Write { offset: held.offset, data: held.data })),
             _ => self.issue(&request(DiskOp::Flush)),
         }
+        true
+    }
+
+    /// Whether all disk requests that were issued are done.
+    pub(super) fn disks_are_idle(&self) -> bool {
+        self.disks.as_ref().is_none_or(Disks::are_idle)
     }
 
     /// Issues a disk request.

@@ -24,6 +24,7 @@ use super::shared::Shared;
 use crate::host::config::Config;
 use crate::host::guest::{BootFacts, Guest};
 use crate::host::io::terminal::Terminal;
+use crate::host::leased::LeaseEnd;
 use crate::host::vcpu::clock::HostClock;
 use crate::host::vcpu::inputs::{HostInputs, InputSource, Packet, VcpuBell, inputs};
 use crate::machine::input::Input;
@@ -127,7 +128,7 @@ impl Beyond {
             if self.side.releasable(turn) <= number {
                 return;
             }
-            self.exits.send(&held);
+            assert!(self.exits.send(&held, &LeaseEnd::never()));
             let leaving = held.leaving(turn, turn);
             self.gate.take();
             self.gate.delays.left(leaving, now());

@@ -5,7 +5,6 @@
 //! log is acknowledged, the lease holds. To wake the side thread for it would take longer than the packet does.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use tandem_logchan::glance::AckGlance;
 
@@ -78,12 +77,7 @@ impl Passage {
     /// Lets them out, if the lease holds; if not, they stay.
     pub(super) fn leave(&mut self) -> Option<Left> {
         let packets = self.burst.len() as u32;
-        // As late as can be, as in the side thread: nothing but the system call is behind it.
-        let turn = now();
-        if turn.as_nanos() >= self.shared.leased_until.load(Ordering::Acquire) {
-            return None;
-        }
-        self.burst.write();
+        let turn = Moment::from_nanos(self.burst.write(&self.shared.lease)?);
         let left = now();
         let queued = self.written;
         self.written += left.since(turn);

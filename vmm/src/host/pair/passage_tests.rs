@@ -5,7 +5,6 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tandem_logchan::ack::AckState;
@@ -68,7 +67,7 @@ impl Primary {
     /// Until when packets may pass, from now on.
     fn lease(&self, length: Duration) {
         let until = now().as_nanos() + length.as_nanos() as u64;
-        self.shared.leased_until.store(until, Ordering::Release);
+        self.shared.lease.set(until);
     }
 
     /// Sends a batch; the backup acknowledges it if it shall, and the ack lies in the socket.

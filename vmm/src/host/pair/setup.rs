@@ -174,7 +174,7 @@ pub fn primary(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairEr
 
     let board = board(config, pair.listen, &wiring, &parts.timing);
     let _server = serve(config, &board)?;
-    exits.disks = Some(Disks::start(&config.disks, wiring.completions)?);
+    exits.disks = Some(Disks::start(&config.disks, wiring.completions, Arc::clone(&wiring.shared.lease))?);
     tracing::info!(backup = %pair.listen, "waiting for the backup");
     let PrimaryEnds { sender, acks: receiver, state: acks, agreed } = connect(pair, &parts, shutdown)?;
     tracing::info!(backup = %pair.listen, generation = agreed.generation, "paired");

@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::marks::Marks;
+use crate::host::leased::LeaseEnd;
 use crate::host::lock;
 use crate::host::vcpu::counters::SharedCounters;
 use crate::host::vcpu::inputs::VcpuBell;
@@ -59,8 +60,8 @@ pub(super) struct Shared {
     /// Whether acks need not wake the side thread while no output waits: the vCPU thread wakes it when it has
     /// made some.
     pub(super) quiet: AtomicBool,
-    /// Until when outputs may pass by the gate, in nanoseconds of this side's clock; zero: not.
-    pub(super) leased_until: AtomicU64,
+    /// Until when outputs may leave: published by the side thread, for all that let them out.
+    pub(super) lease: Arc<LeaseEnd>,
     /// Whether the vCPU thread waits for room in the log.
     pub(super) log_full: AtomicBool,
     /// Share of time that the vCPU pauses, in per cent.
@@ -89,7 +90,7 @@ impl Shared {
             order_now: AtomicU8::new(Order::Wait as u8),
             news_waiting: AtomicBool::new(false),
             quiet: AtomicBool::new(false),
-            leased_until: AtomicU64::new(0),
+            lease: Arc::new(LeaseEnd::past()),
             log_full: AtomicBool::new(false),
             throttle: AtomicU8::new(0),
             paused: AtomicU64::new(0),

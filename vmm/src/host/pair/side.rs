@@ -306,9 +306,11 @@ impl Loop {
     fn take_news(&mut self) {
         let news = self.s.shared.news();
         for item in self.held_news.take().into_iter().chain(news) {
-            // All outputs made before must have left, or wait for an ack that will not come.
+            // All outputs made before must have left, or wait for an ack that will not come. Disk requests must be done: the other
+            // side issues those again whose completion is not in the log, and nothing of ours may come after that.
             let waits = matches!(item, News::Stopped(_) | News::Ended(_));
-            if waits && self.s.accepting.load(Ordering::Relaxed) && self.s.gate.front().is_some() {
+            let left = self.s.gate.front().is_none() && self.s.exits.disks_are_idle();
+            if waits && self.s.accepting.load(Ordering::Relaxed) && !left {
                 self.held_news = Some(item);
                 continue;
             }
@@ -399,6 +401,8 @@ impl Loop {
                 }
                 Action::StopGuest => self.s.shared.give(Order::Stop),
                 Action::ResumeGuest => {
+                    // That it stood still is no news for the next time that it is asked to.
+                    self.held_news = self.held_news.take().filter(|news| !matches!(news, News::Stopped(_)));
                     if self.s.shared.order() == Order::Stop {
                         self.s.shared.give(Order::Run);
                     }
@@ -439,7 +443,7 @@ impl Loop {
         tracing::info!(generation, "going live");
         self.s.board.note(format!("took over in generation {generation}"));
         if let Some(completions) = self.s.completions.take() {
-            match Disks::start(&self.s.disks, completions) {
+            match Disks::start(&self.s.disks, completions, Arc::clone(&self.s.shared.lease)) {
                 Ok(disks) => self.s.exits.disks = Some(disks),
                 // The guest sees its disks fail; its memory is still worth more than nothing.
                 Err(error) => tracing::error!(%error, "the disks cannot be opened"),

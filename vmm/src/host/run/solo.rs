@@ -19,6 +19,7 @@ use crate::host::io::disk::{DiskError, Disks};
 use crate::host::io::feed::Feed;
 use crate::host::io::pump::Pump;
 use crate::host::io::terminal::Terminal;
+use crate::host::leased::LeaseEnd;
 use crate::host::shutdown::Shutdown;
 use crate::host::tap::{Tap, TapError};
 use crate::host::vcpu::clock::HostClock;
@@ -243,7 +244,7 @@ pub fn run(
     let taps = open_taps(config)?;
     let outputs = OpenOutputs {
         taps: taps.clone(),
-        disks: Disks::start(&config.disks, completions)?,
+        disks: Disks::start(&config.disks, completions, Arc::new(LeaseEnd::never()))?,
         terminal: Terminal::open(&config.serial.output).map_err(RunError::Terminal)?,
     };
     let accepting = Arc::new(AtomicBool::new(true));

@@ -1,16 +1,13 @@
 //! Letting outputs out, and the right of the vCPU thread to do so itself.
 
-use std::sync::atomic::Ordering;
-
 use super::super::clock::now;
 use super::super::delay::Leaving;
 use super::Loop;
 
 impl Loop {
-    /// Tells the vCPU thread until when packets may pass by the gate. After everything that may have changed it.
+    /// Tells all threads that let outputs out until when they may. After everything that may have changed it.
     pub(super) fn publish_lease(&self) {
-        let until = self.s.side.gate().leased_until();
-        self.s.shared.leased_until.store(until.as_nanos(), Ordering::Release);
+        self.s.shared.lease.set(self.s.side.gate().leased_until().as_nanos());
     }
 
     /// Lets out what may leave.
@@ -24,13 +21,11 @@ impl Loop {
                     Err(_) => break,
                 },
             };
-            // As late as can be: a process that is stopped between this look and the packet sends that one when it goes
-            // on, however late. With the departure of the output before in its place, one of 22 in a torture did.
             let turn = now();
-            if self.s.side.releasable(turn) <= number {
+            // The way out looks at the lease once more: this process may be stopped behind this look.
+            if self.s.side.releasable(turn) <= number || !self.s.exits.send(&held, &self.s.shared.lease) {
                 break;
             }
-            self.s.exits.send(&held);
             let this = held.leaving(leaving.map_or(turn, |before| before.round), turn);
             self.s.gate.take();
             // One look at the clock for the end of one and the turn of the next.
