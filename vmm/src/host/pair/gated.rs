@@ -58,6 +58,8 @@ pub(super) struct GateSender {
 pub(super) struct GateReceiver {
     ring: Consumer,
     left: Arc<AtomicU64>,
+    /// How often outputs left by themselves since somebody asked.
+    passed: u64,
     /// Where the outputs' time goes.
     pub(super) delays: Delays,
 }
@@ -102,7 +104,7 @@ pub(super) fn gate(disks: usize) -> Result<(GateSender, GateReceiver), CreationE
             put: 0,
             left: Arc::clone(&left),
         },
-        GateReceiver { ring: consumer, left, delays },
+        GateReceiver { ring: consumer, left, passed: 0, delays },
     ))
 }
 
@@ -220,9 +222,15 @@ impl GateReceiver {
             for packet in 0..packets {
                 self.delays.passed(Leaving { turn: after(packet), ..leaving }, after(packet + 1));
             }
+            self.passed += 1;
             self.drop_front();
         }
         self.read()
+    }
+
+    /// How often outputs have left by themselves since the last call, as far as this end has seen it.
+    pub(super) const fn passed(&mut self) -> u64 {
+        std::mem::replace(&mut self.passed, 0)
     }
 
     fn read(&mut self) -> Option<Held<'_>> {

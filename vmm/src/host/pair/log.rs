@@ -1,7 +1,7 @@
 //! The log of a primary, and the outputs that depend on it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use tandem_logchan::frame::{Flags, HEADER_LEN, Kind};
@@ -38,8 +38,8 @@ pub(super) struct PairLog {
     taps: Vec<Arc<Tap>>,
     /// For packets whose log is acknowledged already.
     passage: Option<Passage>,
-    /// Outputs went into the gate since the recorder last asked.
-    held: bool,
+    /// The first frame that an output waits for which went into the gate since the recorder last asked.
+    held: Option<u64>,
     /// Outputs wait for the next batch, not for the last one.
     next: bool,
     /// Outputs that somebody waits for, and that wait for the next batch, were made since the last commit.
@@ -64,7 +64,7 @@ impl PairLog {
             shared,
             taps,
             passage: None,
-            held: false,
+            held: None,
             next: true,
             urgent: false,
             made: false,
@@ -141,14 +141,23 @@ impl PairLog {
             self.gate.packet(nic, &packet, sequence, made);
         }
         passage.forget();
-        self.held = true;
+        self.held.get_or_insert(sequence);
     }
 
     /// Whether a packet will leave with the next [`Self::let_go`].
     fn passes(&mut self, nic: u8, packet: &Packet<'_>, sequence: u64) -> bool {
+        // Who listens takes acks in as they come: there is nothing more to be seen in the socket.
+        let listening = self.shared.listening.load(Ordering::Relaxed);
         !self.next
             && self.gate.is_empty()
-            && self.passage.as_mut().is_some_and(|passage| passage.take(nic, packet, sequence))
+            && self.passage.as_mut().is_some_and(|passage| passage.take(nic, packet, sequence, listening))
+    }
+
+    /// Whether the side thread will look into the gate by itself: it waits for acks, and that of frame `first` is to come.
+    fn is_expected(&self, sender: &LogSender<Box<dyn SendHalf>>, first: u64) -> bool {
+        // Pairs with those in the side thread, before it looks into the gate.
+        fence(Ordering::SeqCst);
+        self.shared.listening.load(Ordering::Relaxed) && sender.acks().received() < first
     }
 
     /// The channel is lost: the guest stands still until the arbiter has spoken.
@@ -169,7 +178,7 @@ impl Outputs for PairLog {
         // Those before it first. If there were too many for one burst, there is room for it then.
         self.let_go();
         if !self.passes(nic, packet, sequence) {
-            self.held = true;
+            self.held.get_or_insert(sequence);
             self.gate.packet(nic, packet, sequence, now());
         }
     }
@@ -184,7 +193,7 @@ impl Outputs for PairLog {
     fn disk(&mut self, request: DiskRequest<'_>) {
         let sequence = self.awaited();
         self.let_go();
-        self.held = true;
+        self.held.get_or_insert(sequence);
         self.gate.disk(&request, sequence, now());
     }
 
@@ -238,12 +247,12 @@ impl Log for PairLog {
         if made && let Some(passage) = &mut self.passage {
             passage.settle();
         }
-        if made && self.sender.is_some() {
-            // Outputs that rely on what was sent before are released on this call; acks alone need not wake
-            // the side thread then. Others wait for the ack that it is to wait for.
-            let quiet = !self.urgent;
-            let was_quiet = self.shared.quiet.swap(quiet, Ordering::AcqRel);
-            if held && (was_quiet || quiet) {
+        if made && let Some(sender) = &self.sender {
+            // While no output waits for the batch to come, acks alone need not wake the side thread.
+            self.shared.quiet.store(!self.urgent, Ordering::Release);
+            if let Some(first) = held
+                && !self.is_expected(sender, first)
+            {
                 self.shared.wake_side();
             }
         }

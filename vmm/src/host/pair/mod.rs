@@ -24,6 +24,7 @@ mod delay;
 mod lag;
 
 /// Heartbeats by datagram.
+mod attention;
 mod beacon;
 
 /// Packets that leave together, by one system call.

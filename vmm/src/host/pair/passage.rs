@@ -61,10 +61,11 @@ impl Passage {
     }
 
     /// Takes a packet that may leave with the next [`Self::leave`]: its log, up to frame `sequence`, is acknowledged. All
-    /// outputs before it must have left, or wait here. `false`: it may not, or there is no room before the others have left.
-    pub(super) fn take(&mut self, nic: u8, packet: &Packet<'_>, sequence: u64) -> bool {
+    /// outputs before it must have left, or wait here. `taken_in`: what acks say is known as they come, a look into the socket
+    /// shows no more. `false`: it may not, or there is no room before the others have left.
+    pub(super) fn take(&mut self, nic: u8, packet: &Packet<'_>, sequence: u64, taken_in: bool) -> bool {
         if self.known < sequence && !self.vain {
-            self.known = self.acks.received(sequence);
+            self.known = self.acks.received(if taken_in { 0 } else { sequence });
         }
         self.vain = self.known < sequence;
         let taken = !self.vain && self.burst.push(nic, packet);

@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tandem_logchan::ack::AckState;
@@ -148,6 +149,51 @@ fn packets_pass_with_their_log_acknowledged_and_a_lease_and_wait_at_the_gate_oth
     assert_eq!((primary.seen(), primary.held()), (vec![1], 2));
     // All that left by themselves were counted: 198, 4 and 1; who takes the others out tells the others' delays.
     assert_eq!(primary.gate.delays.told().unwrap().count, 203);
+}
+
+/// Who listens for acks need not be told of an output whose ack is to come, and must be told of any other.
+#[test]
+fn the_side_thread_is_woken_only_for_outputs_that_it_would_not_find() {
+    let mut primary = Primary::new();
+    let woken = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&woken);
+    primary.shared.set_waker(Box::new(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+    }));
+    let wakings = || woken.swap(0, Ordering::Relaxed);
+    primary.lease(Duration::from_secs(60));
+    // It sleeps, whether the ack comes or not.
+    primary.commit(false);
+    primary.put_out(0..2);
+    assert_eq!((primary.held(), wakings()), (2, 1));
+    // It listens, and the ack is to come: also if it lies in the socket.
+    primary.shared.listening.store(true, Ordering::Relaxed);
+    primary.put_out(0..2);
+    primary.commit(true);
+    primary.put_out(0..2);
+    assert_eq!((primary.held(), wakings()), (4, 0));
+    // The ack was taken in before the output was put into the gate, behind which it would wait for the next ack.
+    primary.commit(false);
+    primary.put_out(0..2);
+    primary.commit(true);
+    while primary.acks.poll(Some(Duration::ZERO), || 1).unwrap().ack.is_some() {}
+    primary.put_out(2..3);
+    assert_eq!((primary.held(), wakings()), (3, 1));
+    // It passes.
+    primary.put_out(3..5);
+    assert_eq!((primary.seen(), primary.held(), wakings()), (vec![3, 4], 0, 0));
+    // An output that waits for the batch to come; one before it that waits for none.
+    primary.log.wait_for_next(true);
+    primary.log.packet(0, &Packet::from_bytes(&[1; 60]).unwrap());
+    assert!(primary.log.made_outputs());
+    assert_eq!((primary.held(), wakings()), (1, 0));
+    primary.lease(Duration::ZERO);
+    primary.log.wait_for_next(false);
+    primary.log.packet(0, &Packet::from_bytes(&[1; 60]).unwrap());
+    primary.log.wait_for_next(true);
+    primary.log.packet(0, &Packet::from_bytes(&[2; 60]).unwrap());
+    assert!(primary.log.made_outputs());
+    assert_eq!((primary.held(), wakings()), (2, 1));
 }
 
 #[test]

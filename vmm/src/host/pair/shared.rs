@@ -60,6 +60,9 @@ pub(super) struct Shared {
     /// Whether acks need not wake the side thread while no output waits: the vCPU thread wakes it when it has
     /// made some.
     pub(super) quiet: AtomicBool,
+    /// Whether the side thread waits for acks, and looks for outputs behind each: such as wait for an ack that it has not taken in yet need
+    /// not wake it.
+    pub(super) listening: AtomicBool,
     /// Until when outputs may leave: published by the side thread, for all that let them out.
     pub(super) lease: Arc<LeaseEnd>,
     /// Whether the vCPU thread waits for room in the log.
@@ -90,6 +93,7 @@ impl Shared {
             order_now: AtomicU8::new(Order::Wait as u8),
             news_waiting: AtomicBool::new(false),
             quiet: AtomicBool::new(false),
+            listening: AtomicBool::new(false),
             lease: Arc::new(LeaseEnd::past()),
             log_full: AtomicBool::new(false),
             throttle: AtomicU8::new(0),

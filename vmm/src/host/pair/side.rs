@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
 
 use tandem_logchan::ack::{AckFlags, AckState};
@@ -11,6 +11,7 @@ use tandem_logchan::primary::AckReceiver;
 use tandem_logchan::transport::{Duplex, ReceiveHalf};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::attention::Attention;
 use super::beacon::Beacon;
 use super::claims::Claims;
 use super::clock::now;
@@ -86,6 +87,7 @@ pub(super) struct SideThread {
 struct Loop {
     s: SideThread,
     epoll: Epoll,
+    attention: Attention,
     /// Number of the front output at the gate, once it is bound.
     bound: Option<u64>,
     /// News that wait until all outputs before them have left.
@@ -111,6 +113,7 @@ pub(super) fn run(thread: SideThread, actions: &Actions) -> Result<PairEnded, Pa
     let mut this = Loop {
         s: thread,
         epoll,
+        attention: Attention::default(),
         bound: None,
         held_news: None,
         lag: Lag::new(),
@@ -186,14 +189,14 @@ impl Loop {
     fn wait(&mut self) -> Result<bool, PairError> {
         let mut patience = self.patience();
         let mut readable = false;
-        if matches!(self.s.channel, Channel::Acks(_))
-            && self.s.shared.quiet.load(Ordering::Acquire)
-            && self.s.gate.front().is_none()
-        {
-            // Nothing waits for an ack: they may collect until an output does, or until the next heartbeat.
+        if self.lets_acks_collect() {
             readable = self.sleep(patience)?;
             patience = Duration::ZERO;
+            if self.s.gate.front().is_some() {
+                self.attention.woken();
+            }
         }
+        self.s.shared.listening.store(matches!(self.s.channel, Channel::Acks(_)), Ordering::Relaxed);
         match &mut self.s.channel {
             Channel::Acks(receiver) => match receiver.poll(Some(patience), || now().as_nanos()) {
                 Ok(heard) => {
@@ -234,6 +237,22 @@ impl Loop {
         }
     }
 
+    /// Nothing waits for an ack: they may collect until an output does, or until the next heartbeat; and that is what costs less of
+    /// late. Whoever makes an output from now on wakes this thread.
+    fn lets_acks_collect(&mut self) -> bool {
+        let idle = matches!(self.s.channel, Channel::Acks(_))
+            && self.s.shared.quiet.load(Ordering::Acquire)
+            && self.s.gate.front().is_none();
+        self.attention.passed(self.s.gate.passed());
+        if !idle || self.attention.listens() {
+            return false;
+        }
+        self.s.shared.listening.store(false, Ordering::Relaxed);
+        // Pairs with the one in `PairLog::made_outputs`: the output is seen here, or there that nobody listens.
+        fence(Ordering::SeqCst);
+        self.s.gate.front().is_none()
+    }
+
     /// Waits for the descriptors alone. Whether one is readable.
     fn sleep(&self, patience: Duration) -> Result<bool, PairError> {
         // Rounded up: a wait of zero would spin until the deadline.
@@ -270,7 +289,7 @@ impl Loop {
             self.perform(&actions);
         }
         self.publish_lease();
-        self.release();
+        self.release_acknowledged();
     }
 
     fn take_descriptors(&mut self) -> Result<(), PairError> {

@@ -20,7 +20,7 @@ impl Loop {
         if let Some(actions) = self.s.side.on_placed(now, self.s.generation, placed.sequence) {
             self.perform(&actions);
         }
-        self.release();
+        self.release_acknowledged();
     }
 
     pub(super) fn lose(&mut self, loss: &Loss) {

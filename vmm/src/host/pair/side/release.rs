@@ -1,5 +1,7 @@
 //! Letting outputs out, and the right of the vCPU thread to do so itself.
 
+use std::sync::atomic::{Ordering, fence};
+
 use super::super::clock::now;
 use super::super::delay::Leaving;
 use super::Loop;
@@ -8,6 +10,15 @@ impl Loop {
     /// Tells all threads that let outputs out until when they may. After everything that may have changed it.
     pub(super) fn publish_lease(&self) {
         self.s.shared.lease.set(self.s.side.gate().leased_until().as_nanos());
+    }
+
+    /// What an ack has made free leaves.
+    pub(super) fn release_acknowledged(&mut self) {
+        // Pairs with the one in `PairLog::made_outputs`: that the ack is taken in is seen there, or the output here.
+        fence(Ordering::SeqCst);
+        let before = self.s.side.gate().gone();
+        self.release();
+        self.attention.heard(self.s.side.gate().gone() > before);
     }
 
     /// Lets out what may leave.
