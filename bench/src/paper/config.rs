@@ -79,13 +79,21 @@ pub(crate) fn qemu(root: &Path, directory: &Path, cmdline: &str) -> Vec<OsString
     args
 }
 
+/// Tandem's command line of the kernel, for a guest that does not know of its PM timer: it is left with the clock of QEMU's guest.
+pub(crate) fn without_pm_timer(tandems: &str) -> String {
+    with_word(tandems, "pmtmr", "pmtmr=0")
+}
+
 /// Tandem's command line of the kernel, for QEMU's microvm: no PM timer, and a triple fault resets it.
 pub(crate) fn qemu_cmdline(tandems: &str) -> String {
-    let words = tandems.split_whitespace().map(|word| match word.split_once('=') {
-        Some(("pmtmr", _)) => "pmtmr=0",
-        Some(("reboot", _)) => "reboot=t",
-        _ => word,
-    });
+    with_word(&without_pm_timer(tandems), "reboot", "reboot=t")
+}
+
+/// The line with `word` in the place of each `name=…`.
+fn with_word(line: &str, name: &str, word: &str) -> String {
+    let words = line
+        .split_whitespace()
+        .map(|old| if old.split_once('=').is_some_and(|(n, _)| n == name) { word } else { old });
     words.collect::<Vec<_>>().join(" ")
 }
 
@@ -121,6 +129,8 @@ mod tests {
         ] {
             assert!(line.contains(part), "{part}: {line}");
         }
-        assert_eq!(qemu_cmdline("quiet pmtmr=0x608 reboot=k pci=off"), "quiet pmtmr=0 reboot=t pci=off");
+        let tandems = "quiet pmtmr=0x608 reboot=k pci=off";
+        assert_eq!(without_pm_timer(tandems), "quiet pmtmr=0 reboot=k pci=off");
+        assert_eq!(qemu_cmdline(tandems), "quiet pmtmr=0 reboot=t pci=off");
     }
 }

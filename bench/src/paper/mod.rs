@@ -180,11 +180,19 @@ fn turns(
     let mut all = Turns::default();
     for turn in 1..=turns {
         for kind in here {
-            // There is no time for more: the peer bench has all rows.
-            let left_out = args.quick && *kind == Kind::Qemu && kinds.contains(&Kind::Pair);
+            // There is no time for more: the peer bench has all rows, and a long one has them on both clocks.
+            let (only, why) = match kind {
+                Kind::Qemu if args.quick && kinds.contains(&Kind::Pair) => {
+                    (Some(Row::Compile), "a quick run has this row in tandem-bench peers")
+                }
+                Kind::SameClock if args.quick => {
+                    (Some(Row::Transmit), "a quick run has only transmit on this clock")
+                }
+                _ => (None, ""),
+            };
             let (rows, rest): (Vec<_>, Vec<_>) =
-                rows.iter().partition(|row| !left_out || **row == Row::Compile);
-            all.leave_out(*kind, &rest, "a quick run has this row in tandem-bench peers");
+                rows.iter().partition(|row| only.is_none_or(|only| only == **row));
+            all.leave_out(*kind, &rest, why);
             let end = turn == turns && !args.no_end && *kind == Kind::Pair;
             let asked = Asked { rows: &rows, size: &size, end };
             all.turn(&mut stage, *kind, &asked, &mut progress);

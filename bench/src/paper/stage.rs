@@ -15,7 +15,7 @@ use tandem_tests::side::Side;
 use tandem_vmm::host::control::Role;
 use tandem_vmm::host::shutdown::Shutdown;
 
-use super::config::{Orders, config, qemu, qemu_cmdline};
+use super::config::{Orders, config, qemu, qemu_cmdline, without_pm_timer};
 use super::console::{Lines, Mark, mark, rounds};
 use super::emulated::TimeLeft;
 use super::failover::go_live;
@@ -37,6 +37,8 @@ pub(crate) enum Kind {
     Pair,
     /// QEMU with the same KVM.
     Qemu,
+    /// Tandem, unprotected, with a guest that has the clock of QEMU's: reading it makes no exits.
+    SameClock,
 }
 
 impl Kind {
@@ -46,6 +48,7 @@ impl Kind {
             Self::Alone => "unprotected",
             Self::Pair => "protected",
             Self::Qemu => "QEMU",
+            Self::SameClock => "unprotected (QEMU's clock)",
         }
     }
 }
@@ -124,13 +127,17 @@ impl Stage {
     pub(crate) fn boot(&mut self, kind: Kind, orders: &Orders) -> Result<Vm> {
         self.go_on()?;
         self.lab.restore()?;
+        let cmdline = match kind {
+            Kind::SameClock => without_pm_timer(&self.cmdline),
+            _ => self.cmdline.clone(),
+        };
         let shared = Shared {
-            config: config(&self.machine.root(), &orders.cmdline(&self.cmdline), self.pace),
+            config: config(&self.machine.root(), &orders.cmdline(&cmdline), self.pace),
             key: new_key()?,
         };
         let files = self.machine.fresh(&shared)?;
         let (process, console) = match kind {
-            Kind::Alone => {
+            Kind::Alone | Kind::SameClock => {
                 (Runs::Tandem(self.machine.start("run", &self.lab, Host::Primary, &files)?), "run.out")
             }
             Kind::Pair => (Runs::Tandem(self.pair(&files)?), "primary.out"),

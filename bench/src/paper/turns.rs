@@ -197,13 +197,15 @@ impl Turns {
 
     /// What a row comes to.
     pub(crate) fn report(&self, row: Row, kinds: &[Kind]) -> RowReport {
-        let [alone, pair, qemu] = [Kind::Alone, Kind::Pair, Kind::Qemu].map(|kind| self.rate(row, kind));
+        let [alone, pair, qemu, same_clock] =
+            [Kind::Alone, Kind::Pair, Kind::Qemu, Kind::SameClock].map(|kind| self.rate(row, kind));
         let mut hashes: Vec<_> =
             kinds.iter().flat_map(|kind| self.of(row, *kind)).filter_map(|turn| turn.hash.as_ref()).collect();
         hashes.dedup();
         let same = hashes.len() < 2;
         let over = |one: Option<Spread>, other: Option<Spread>| if same { one?.over(other?) } else { None };
         let (ratio, solo_over_qemu) = (over(pair, alone), over(alone, qemu));
+        let same_clock_over_qemu = over(same_clock, qemu);
         let usages: Vec<_> = self.of(row, Kind::Pair).iter().map(|turn| &turn.usage).collect();
         let log_mbit_s = Spread::of(usages.iter().map(|usage| usage.log_mbit_s)).map(|spread| spread.median);
         let differs = (!same).then(|| format!("the guests computed different things: {hashes:?}"));
@@ -224,6 +226,8 @@ impl Turns {
             qemu,
             ratio,
             solo_over_qemu,
+            same_clock,
+            same_clock_over_qemu,
             log_mbit_s,
             paper,
             ratio_difference: ratio.map(|ratio| ratio.median - paper.ratio),

@@ -49,5 +49,5 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Box::new(move || vec![meanwhile.join().unwrap_or_else(|_| icount::lost("its thread panicked"))])
         }
     };
-    paper::measure("peers", args, time, &[Kind::Alone, Kind::Qemu], peers)
+    paper::measure("peers", args, time, &[Kind::Alone, Kind::Qemu, Kind::SameClock], peers)
 }

@@ -135,17 +135,22 @@ fn against_qemu(text: &mut String, rows: &[RowReport]) -> std::fmt::Result {
     }
     writeln!(text, "## Unprotected, against QEMU with the same KVM\n")?;
     if rows.iter().any(|row| row.qemu.is_some()) {
-        writeln!(text, "| row | QEMU | Tandem | Tandem / QEMU |\n|---|---|---|---|")?;
+        writeln!(
+            text,
+            "| row | QEMU | Tandem | Tandem / QEMU | Tandem, on QEMU's clock | / QEMU |\n|---|---|---|---|---|---|"
+        )?;
     }
     for row in rows {
         if row.qemu.is_some() {
             let (name, unit) = (row.row.name(), row.unit);
             writeln!(
                 text,
-                "| {name} | {} | {} | {} |",
+                "| {name} | {} | {} | {} | {} | {} |",
                 rate(row.qemu, unit),
                 rate(row.alone, unit),
-                spread(row.solo_over_qemu)
+                spread(row.solo_over_qemu),
+                rate(row.same_clock, unit),
+                spread(row.same_clock_over_qemu)
             )?;
         }
     }

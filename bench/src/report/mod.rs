@@ -39,6 +39,10 @@ pub(crate) struct RowReport {
     pub(crate) ratio: Option<Spread>,
     /// Unprotected by QEMU.
     pub(crate) solo_over_qemu: Option<Spread>,
+    /// Of the same VM alone with a guest that has the clock of QEMU's.
+    pub(crate) same_clock: Option<Spread>,
+    /// That by QEMU: the VMMs without their guests' clocks.
+    pub(crate) same_clock_over_qemu: Option<Spread>,
     /// Of the log, in Mbit/s.
     pub(crate) log_mbit_s: Option<f64>,
     /// What the paper has.
@@ -170,6 +174,8 @@ impl Report {
             "solo_over_qemu_reason": against_qemu.is_empty().then_some(why_not),
             "solo_over_qemu_rows": self.rows.iter().filter_map(|row| Some((row.row.name(), row.solo_over_qemu?.median)))
                 .collect::<BTreeMap<_, _>>(),
+            "same_clock_over_qemu_rows": self.rows.iter()
+                .filter_map(|row| Some((row.row.name(), row.same_clock_over_qemu?.median))).collect::<BTreeMap<_, _>>(),
             "idle_log_mbit_s": self.idle_log_mbit_s, "idle_reason": self.idle_reason,
             "failover_ms": self.failover.as_ref().map(|failover| failover.ms), "failover_reason": self.failover_reason,
             "peers": self.peers,
@@ -215,6 +221,8 @@ pub(crate) mod tests {
             qemu: None,
             ratio: None,
             solo_over_qemu: None,
+            same_clock: None,
+            same_clock_over_qemu: None,
             log_mbit_s: None,
             paper: row.paper(),
             ratio_difference: None,
