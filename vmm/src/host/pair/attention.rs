@@ -27,6 +27,11 @@ impl Attention {
         if left { self.add(1) } else { self.subtract(1) }
     }
 
+    /// This thread waited for an ack, with no output that waits, and none came.
+    pub(super) fn idled(&mut self) {
+        self.subtract(1);
+    }
+
     /// Outputs left without this thread, so many times: it would have been woken for nothing.
     pub(super) fn passed(&mut self, times: u64) {
         self.subtract(times);
@@ -69,6 +74,17 @@ mod tests {
             attention.listens()
         });
         assert!(for_nothing.count() < usize::from(MOST));
+    }
+
+    #[test]
+    fn a_guest_that_idles_is_not_listened_to_for_long() {
+        let mut attention = Attention::default();
+        (0..100).for_each(|_| attention.woken());
+        let idle = (0..).take_while(|_| {
+            attention.idled();
+            attention.listens()
+        });
+        assert!(idle.count() < usize::from(MOST));
     }
 
     #[test]

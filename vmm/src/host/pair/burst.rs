@@ -134,13 +134,14 @@ impl Burst {
             }
             None => (None, 0),
         };
-        if let Err(error) = reap(ring, submitted) {
+        let reaped = reap(ring, submitted);
+        if let Err(error) = &reaped {
             tracing::warn!(%error, "packets were lost");
             // The kernel may still read them.
             std::mem::forget(std::mem::replace(&mut self.bytes, room()));
         }
-        if submitted < count {
-            // What it was not handed, it must not be handed with the next ones.
+        if submitted < count || reaped.is_err() {
+            // What is left in it, handed over or done, is not the next ones'.
             self.ring = new_ring()
                 .inspect_err(|error| tracing::warn!(%error, "packets wait at the gate from now on"))
                 .ok();
