@@ -8,6 +8,8 @@
 //! right before each pair. Two loads, each with pairs of its own: one client, whose every reply waits for its own
 //! log, and fifty, whose replies share it.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use serde::Serialize as Json;
 use tandem_tests::bed::{Bed, Program};
@@ -65,6 +67,9 @@ pub(super) fn measure(turns: u32) -> Result<Result<Vec<Row>, String>> {
     LOADS.map(|load| row(&mut bed, load, turns)).into_iter().collect::<Result<Vec<_>>>().map(Ok)
 }
 
+/// A status that was asked for is renewed within this.
+const RENEWAL: Duration = Duration::from_millis(200);
+
 fn row(bed: &mut Bed, (clients, requests): (u32, u64), turns: u32) -> Result<Row> {
     let mut measured: Vec<(RoundTrip, OutputDelay)> = Vec::new();
     for _ in 0..turns {
@@ -72,6 +77,9 @@ fn row(bed: &mut Bed, (clients, requests): (u32, u64), turns: u32) -> Result<Row
         let pair = bed.pair().context("the protected pair")?;
         let load = Load { requests, clients, pipeline: 1 };
         redis_benchmark::measure(bed.lab.client(), bed.server(), load, bed.patience(60.0))?;
+        // Who asks for the first time in a while has distributions that are up to a second old; the next ones are fresh.
+        pair.primary.status()?;
+        bed.pause(RENEWAL)?;
         measured.push((rtt, pair.primary.status()?.output_delay.context("no output was held")?));
     }
     let middle = |of: &dyn Fn(RoundTrip, &OutputDelay) -> f64| {

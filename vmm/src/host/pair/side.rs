@@ -305,8 +305,10 @@ impl Loop {
     }
 
     fn show(&mut self, ended: bool) {
-        let output_delay = self.s.gate.delays.told();
-        self.s.board.show(&self.s, output_delay, ended);
+        if self.s.board.distributions_are_due(now()) || ended {
+            self.s.board.delays(self.s.gate.delays.told());
+        }
+        self.s.board.show(&self.s, ended);
     }
 
     fn perform(&mut self, actions: &Actions) {

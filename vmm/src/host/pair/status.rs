@@ -20,6 +20,9 @@ use crate::role::side::State;
 /// How often the status is renewed, in nanoseconds.
 const INTERVAL: u64 = 50_000_000;
 
+/// How often the distributions in it are, while nobody asks: to read quantiles off takes a thousand times as long as the rest.
+const DISTRIBUTIONS: u64 = 1_000_000_000;
+
 /// What the operator sees. Written by the side thread, read by the control thread.
 pub(super) struct Board {
     status: Mutex<Status>,
@@ -31,11 +34,14 @@ pub(super) struct Board {
     acks: OnceLock<Arc<AckState>>,
     hand_over: Arc<AtomicBool>,
     wake: Arc<EventFd>,
+    /// Somebody has asked since the distributions were renewed.
+    asked: AtomicBool,
 }
 
 /// The side thread's own bookkeeping.
 struct Own {
     shown: Moment,
+    distributions: Moment,
     started: Moment,
     heard: Option<Moment>,
     note: Option<String>,
@@ -54,6 +60,7 @@ impl Board {
     ) -> Self {
         let own = Own {
             shown: Moment::ZERO,
+            distributions: Moment::ZERO,
             started: now(),
             heard: None,
             note: None,
@@ -69,6 +76,7 @@ impl Board {
             acks: OnceLock::new(),
             hand_over,
             wake,
+            asked: AtomicBool::new(false),
         }
     }
 
@@ -105,8 +113,23 @@ impl Board {
         now.since(lock(&self.own).shown) >= INTERVAL
     }
 
+    /// Whether to renew the distributions: rarely, unless somebody looks.
+    pub(super) fn distributions_are_due(&self, now: Moment) -> bool {
+        let mut own = lock(&self.own);
+        let due = self.asked.swap(false, Ordering::Relaxed) || now.since(own.distributions) >= DISTRIBUTIONS;
+        if due {
+            own.distributions = now;
+        }
+        due
+    }
+
+    /// How long outputs take, from now on.
+    pub(super) fn delays(&self, output_delay: Option<OutputDelay>) {
+        lock(&self.status).output_delay = output_delay;
+    }
+
     /// Renews the status.
-    pub(super) fn show(&self, side: &SideThread, output_delay: Option<OutputDelay>, ended: bool) {
+    pub(super) fn show(&self, side: &SideThread, ended: bool) {
         let now = now();
         let mut own = lock(&self.own);
         own.shown = now;
@@ -121,7 +144,6 @@ impl Board {
             peer.alive = own.heard.is_some_and(|at| now.since(at) < own.patience);
         }
         status.lag = self.lag_now(&own, side);
-        status.output_delay = output_delay;
         status.frames = self.shared.sent.load(Ordering::Relaxed);
         status.held_back_ms = self.shared.paused.load(Ordering::Relaxed) as f64 / 1e6;
         status.held_outputs = side.side.gate().held();
@@ -154,6 +176,7 @@ const fn role(state: State) -> Role {
 
 impl StatusSource for Board {
     fn status(&self) -> Status {
+        self.asked.store(true, Ordering::Relaxed);
         lock(&self.status).clone()
     }
 
