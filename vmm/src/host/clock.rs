@@ -2,6 +2,12 @@
 
 use crate::machine::time::NANOS_PER_SECOND;
 
+/// The local clock, in nanoseconds: of the protocol, of leases, and of all that a pair measures. It goes on while the process is stopped and
+/// while the host sleeps.
+pub(super) fn local() -> u64 {
+    nanos(libc::CLOCK_BOOTTIME)
+}
+
 /// What `clock`, one that every kernel has, shows: in nanoseconds. `Instant` takes twice as long to come to a number, and this
 /// is read at every exit.
 pub(super) fn nanos(clock: libc::clockid_t) -> u64 {

@@ -191,12 +191,16 @@ impl Tap {
         sent(|| (&self.file).write(packet))
     }
 
-    /// The same if the lease holds, and when it was looked at. `None`: it has ended, and nothing was sent.
-    pub fn write_leased(&self, packet: &[u8], lease: &LeaseEnd) -> Option<(u64, io::Result<bool>)> {
+    /// The same if the lease holds, and when that was looked at, in nanoseconds of the local clock; a packet that cannot be sent is
+    /// lost. `None`: the lease has ended, and nothing was sent.
+    pub fn write_leased(&self, packet: &[u8], lease: &LeaseEnd) -> Option<u64> {
         loop {
             let made = lease.write(self.file.as_fd(), packet)?;
             if let Some(fate) = fate(made.result) {
-                return Some((made.at, fate));
+                if let Err(error) = fate {
+                    tracing::debug!(tap = self.name, %error, "a packet was lost");
+                }
+                return Some(made.at);
             }
         }
     }

@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -95,8 +95,6 @@ pub struct Disks {
     bell: Arc<Doorbell>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
-    issued: u64,
-    done: Arc<AtomicU64>,
 }
 
 impl Disks {
@@ -123,14 +121,12 @@ impl Disks {
         let (producer, consumer) = ring::ring(if files.is_empty() { 0 } else { RING });
         let bell = Arc::new(Doorbell::new());
         let stop = Arc::new(AtomicBool::new(false));
-        let done = Arc::new(AtomicU64::new(0));
         let worker = Worker {
             files,
             ring: consumer,
             completions,
             bell: Arc::clone(&bell),
             stop: Arc::clone(&stop),
-            done: Arc::clone(&done),
             lease,
             buffer: Vec::new(),
         };
@@ -138,13 +134,14 @@ impl Disks {
             .name("tandem-disk".to_owned())
             .spawn(move || worker.work())
             .map_err(DiskError::Thread)?;
-        Ok(Self { ring: producer, bell, stop, thread: Some(thread), issued: 0, done })
+        Ok(Self { ring: producer, bell, stop, thread: Some(thread) })
     }
 
     /// Whether all requests that were issued are done.
     #[must_use]
     pub fn are_idle(&self) -> bool {
-        self.issued == self.done.load(Ordering::Acquire)
+        // A request leaves the ring when it is done.
+        self.ring.used() == 0
     }
 
     /// Issues a request. False: there is no room, which the machine's own limits rule out.
@@ -163,7 +160,6 @@ impl Disks {
         slot[16..24].copy_from_slice(&offset.to_le_bytes());
         slot[HEADER..].copy_from_slice(data);
         let issued = self.ring.commit(HEADER + data.len());
-        self.issued += u64::from(issued);
         self.bell.ring();
         issued
     }
@@ -186,7 +182,6 @@ struct Worker {
     completions: InputSource,
     bell: Arc<Doorbell>,
     stop: Arc<AtomicBool>,
-    done: Arc<AtomicU64>,
     lease: Arc<LeaseEnd>,
     buffer: Vec<u8>,
 }
@@ -233,7 +228,6 @@ impl Worker {
         let Some(bytes) = self.ring.front() else { return false };
         let Some((header, data)) = bytes.split_first_chunk::<HEADER>() else {
             let _ = self.ring.release();
-            self.done.fetch_add(1, Ordering::Release);
             return true;
         };
         let [op, disk, _, _, l0, l1, l2, l3, rest @ ..] = *header;
@@ -264,7 +258,6 @@ impl Worker {
             }
         };
         let _ = self.ring.release();
-        self.done.fetch_add(1, Ordering::Release);
         while !self.completions.disk_done(disk, tag, status, &self.buffer) {
             if self.stop.load(Ordering::Acquire) {
                 return true;

@@ -12,7 +12,9 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::clock::nanos;
+use io_uring::EnterFlags;
+
+use super::clock::local;
 
 mod restartable;
 
@@ -23,7 +25,7 @@ pub fn in_one_step() -> bool {
     restartable::are_to_be_had()
 }
 
-/// Until when outputs may leave, in nanoseconds of the local clock (`CLOCK_BOOTTIME`).
+/// Until when outputs may leave, in nanoseconds of the local clock.
 #[derive(Debug)]
 pub struct LeaseEnd(AtomicU64);
 
@@ -57,7 +59,7 @@ impl LeaseEnd {
     /// The time now, if it holds.
     #[must_use]
     pub fn holds(&self) -> Option<u64> {
-        let now = nanos(libc::CLOCK_BOOTTIME);
+        let now = local();
         (now < self.0.load(Ordering::Acquire)).then_some(now)
     }
 
@@ -84,8 +86,8 @@ impl LeaseEnd {
     /// What the requests point to must stay until they are done.
     #[must_use]
     pub unsafe fn submit(&self, ring: RawFd, count: u32) -> Option<Made> {
-        const GETEVENTS: u64 = 1;
-        let args = [ring as u64, u64::from(count), u64::from(count), GETEVENTS, 0, 0];
+        let wait = u64::from(EnterFlags::GETEVENTS.bits());
+        let args = [ring as u64, u64::from(count), u64::from(count), wait, 0, 0];
         // SAFETY: the caller's promise; no signal set, no further argument.
         unsafe { self.call(libc::SYS_io_uring_enter, &args) }
     }

@@ -5,11 +5,10 @@
 //! the kernel is not preemptible; and fifty packets take one entry into the kernel, not fifty.
 
 use std::io;
-use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use io_uring::{IoUring, opcode, types};
+use io_uring::{EnterFlags, IoUring, opcode, types};
 
 use crate::host::leased::{LeaseEnd, Made};
 use crate::host::tap::{LONGEST_PACKET, Tap};
@@ -97,19 +96,13 @@ impl Burst {
     pub(super) fn write(&mut self, lease: &LeaseEnd) -> Option<u64> {
         let at = match *self.packets.as_slice() {
             // One by itself is quicker without a ring.
-            [Place { nic, start, len }] => self.write_one(nic, start..start + len, lease)?,
+            [Place { nic, start, len }] => match self.taps.get(usize::from(nic)) {
+                Some(tap) => tap.write_leased(&self.bytes[start..start + len], lease)?,
+                None => lease.holds()?,
+            },
             _ => self.write_all(lease)?,
         };
         self.clear();
-        Some(at)
-    }
-
-    fn write_one(&self, nic: u8, place: Range<usize>, lease: &LeaseEnd) -> Option<u64> {
-        let Some(tap) = self.taps.get(usize::from(nic)) else { return lease.holds() };
-        let (at, sent) = tap.write_leased(&self.bytes[place], lease)?;
-        if let Err(error) = sent {
-            tracing::debug!(%error, "a packet was lost");
-        }
         Some(at)
     }
 
@@ -156,7 +149,7 @@ fn new_ring() -> io::Result<IoUring> {
 
 /// Waits until so many writes are done, which they mostly are: a tap takes a packet at once or not at all.
 fn reap(ring: &mut IoUring, mut under_way: u32) -> io::Result<()> {
-    const GETEVENTS: u32 = 1;
+    let wait = EnterFlags::GETEVENTS.bits();
     loop {
         for completion in ring.completion() {
             under_way -= 1;
@@ -169,7 +162,7 @@ fn reap(ring: &mut IoUring, mut under_way: u32) -> io::Result<()> {
             return Ok(());
         }
         // SAFETY: hands nothing to the kernel, and has no argument.
-        match unsafe { ring.submitter().enter::<()>(0, under_way, GETEVENTS, None) } {
+        match unsafe { ring.submitter().enter::<()>(0, under_way, wait, None) } {
             Err(error) if !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {
                 return Err(error);
             }

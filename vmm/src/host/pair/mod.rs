@@ -23,8 +23,10 @@ mod delay;
 /// How far the backup's execution is behind, in time.
 mod lag;
 
-/// Heartbeats by datagram.
+/// Whether acks are worth waking up for.
 mod attention;
+
+/// Heartbeats by datagram.
 mod beacon;
 
 /// Packets that leave together, by one system call.
