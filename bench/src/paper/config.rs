@@ -79,14 +79,14 @@ pub(crate) fn qemu(root: &Path, directory: &Path, cmdline: &str) -> Vec<OsString
     args
 }
 
-/// Tandem's command line of the kernel, for a guest that does not know of its PM timer: it is left with the clock of QEMU's guest.
-pub(crate) fn without_pm_timer(tandems: &str) -> String {
-    with_word(tandems, "pmtmr", "pmtmr=0")
+/// Tandem's command line of the kernel, for a guest that finds neither HPET nor PM timer: it is left with the clock of QEMU's guest.
+pub(crate) fn without_clocks(tandems: &str) -> String {
+    format!("{tandems} acpi=off")
 }
 
-/// Tandem's command line of the kernel, for QEMU's microvm: no PM timer, and a triple fault resets it.
+/// Tandem's command line of the kernel, for QEMU's microvm: no ACPI, and a triple fault resets it.
 pub(crate) fn qemu_cmdline(tandems: &str) -> String {
-    with_word(&without_pm_timer(tandems), "reboot", "reboot=t")
+    with_word(&without_clocks(tandems), "reboot", "reboot=t")
 }
 
 /// The line with `word` in the place of each `name=…`.
@@ -129,8 +129,6 @@ mod tests {
         ] {
             assert!(line.contains(part), "{part}: {line}");
         }
-        let tandems = "quiet pmtmr=0x608 reboot=k pci=off";
-        assert_eq!(without_pm_timer(tandems), "quiet pmtmr=0 reboot=k pci=off");
-        assert_eq!(qemu_cmdline(tandems), "quiet pmtmr=0 reboot=t pci=off");
+        assert_eq!(qemu_cmdline("quiet reboot=k pci=off"), "quiet reboot=t pci=off acpi=off");
     }
 }

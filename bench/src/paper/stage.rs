@@ -15,7 +15,7 @@ use tandem_tests::side::Side;
 use tandem_vmm::host::control::Role;
 use tandem_vmm::host::shutdown::Shutdown;
 
-use super::config::{Orders, config, qemu, qemu_cmdline, without_pm_timer};
+use super::config::{Orders, config, qemu, qemu_cmdline, without_clocks};
 use super::console::{Lines, Mark, mark, rounds};
 use super::emulated::TimeLeft;
 use super::failover::go_live;
@@ -128,7 +128,7 @@ impl Stage {
         self.go_on()?;
         self.lab.restore()?;
         let cmdline = match kind {
-            Kind::SameClock => without_pm_timer(&self.cmdline),
+            Kind::SameClock => without_clocks(&self.cmdline),
             _ => self.cmdline.clone(),
         };
         let shared = Shared {

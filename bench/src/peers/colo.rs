@@ -78,12 +78,7 @@ fn turns(
     figures: &mut BTreeMap<String, f64>,
 ) -> Result<()> {
     // It has PCI, and a reset as of a PC.
-    let words = cmdline.split_whitespace().filter(|word| !word.starts_with("pci=")).map(|word| {
-        match word.split_once('=') {
-            Some(("pmtmr", _)) => "pmtmr=0",
-            _ => word,
-        }
-    });
+    let words = cmdline.split_whitespace().filter(|word| !word.starts_with("pci=")).chain(["acpi=off"]);
     let orders = Orders { batch: Some("tandem.do=compile:1".to_owned()), serve: false };
     let cmdline = orders.cmdline(&words.collect::<Vec<_>>().join(" "));
     fs::copy(&sources.kernel, directory.join("kernel")).context("cannot copy the kernel")?;

@@ -44,7 +44,7 @@ impl Backup {
             VirtioDevice::Rng(Rng::new(facts.seed)),
             VirtioDevice::Console(Console::new()),
         ];
-        let board = Board::new(facts.wall_clock, &ram, devices, false).expect("four slots");
+        let board = Board::new(facts.wall_clock, &ram, devices, false, true).expect("four slots");
         let (player, captured) = (Player::new(0, VirtualTime::ZERO), Captured::new(0));
         Self {
             ram,

@@ -8,10 +8,11 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::cpu::exit::Exit;
 use super::devices::doorbell;
+use super::devices::hpet::Hpet;
 use super::devices::i8042::I8042;
 use super::devices::pic::Pic;
 use super::devices::pit::Pit;
-use super::devices::pm1::Pm1Control;
+use super::devices::pm1::Pm1;
 use super::devices::pmtimer::{PmTimer, Width};
 use super::devices::reset::ResetControl;
 use super::devices::rtc::{MemorySize, Rtc};
@@ -28,6 +29,9 @@ use super::virtio::device::VirtioDevice;
 use super::virtio::mmio::{NoSuchSlot, VirtioMmio};
 use super::virtio::net::RxOutcome;
 use super::virtio::net::offload::Offloads;
+
+/// When the guest reads a clock, and how.
+mod clock;
 
 /// Interrupt lines of the fixed devices (IBM PC/AT).
 mod irq {
@@ -91,8 +95,9 @@ pub struct Board {
     serial: Serial,
     i8042: I8042,
     reset: ResetControl,
-    pm1: Pm1Control,
+    pm1: Pm1,
     pm_timer: PmTimer,
+    hpet: Option<Hpet>,
     virtio: Vec<VirtioMmio>,
     /// Whether there is a doorbell page: for the embedded guest only.
     doorbell: bool,
@@ -107,7 +112,7 @@ pub struct Board {
 
 impl Board {
     /// A board with the fixed devices and `virtio` devices in slot order. `wall_clock`: unix seconds at
-    /// power-on. `doorbell`: with the embedded guest's doorbell page.
+    /// power-on. `doorbell`: with the embedded guest's doorbell page; `hpet`: with that timer.
     ///
     /// # Errors
     /// When there are more devices than slots.
@@ -116,6 +121,7 @@ impl Board {
         ram: &GuestRam,
         virtio: Vec<VirtioDevice>,
         doorbell: bool,
+        hpet: bool,
     ) -> Result<Self, NoSuchSlot> {
         let below_4g = ram.size().min(MMIO_START);
         let memory = MemorySize { below_4g, above_4g: ram.size() - below_4g };
@@ -129,8 +135,9 @@ impl Board {
             serial: Serial::new(),
             i8042: I8042::new(),
             reset: ResetControl::new(),
-            pm1: Pm1Control::new(),
+            pm1: Pm1::new(),
             pm_timer: PmTimer::new(Width::Bits24),
+            hpet: hpet.then(Hpet::new),
             virtio,
             doorbell,
             frame_came: false,
@@ -204,19 +211,6 @@ impl Board {
             PortOwner::I8042 => &mut self.i8042,
             PortOwner::Reset => &mut self.reset,
             PortOwner::Pm1 => &mut self.pm1,
-        }
-    }
-
-    /// Whether emulating this exit reads virtual time, so that it should be fresh.
-    #[must_use]
-    pub fn reads_clock(&self, exit: &Exit) -> bool {
-        match *exit {
-            Exit::PortIn { port, .. } | Exit::PortOut { port, .. } => {
-                matches!(self.owners.of(port), Some(PortOwner::Pit | PortOwner::Rtc | PortOwner::PmTimer))
-            }
-            // The pause is there for an input, which may need the time; and the log finds it by its reading.
-            Exit::Captured => true,
-            _ => false,
         }
     }
 
@@ -301,6 +295,8 @@ impl Board {
             doorbell::read(self.now, offset, data);
         } else if let Some((slot, offset)) = self.virtio_at(address) {
             slot.read(offset, data);
+        } else if let (Some(offset), Some(hpet)) = (self.hpet_offset(address), &mut self.hpet) {
+            hpet.read(self.now, offset, data);
         } else {
             data.fill(0xff);
             self.unclaimed(Notice::UnclaimedAddress { page: address >> 12, write: false }, out);
@@ -320,6 +316,8 @@ impl Board {
             power = doorbell::decode_write(offset, data).and_then(|command| carry_out(command.into(), out));
         } else if let Some((slot, offset)) = self.virtio_at(address) {
             slot.write(offset, data, memory, out);
+        } else if let (Some(offset), Some(hpet)) = (self.hpet_offset(address), &mut self.hpet) {
+            hpet.write(self.now, offset, data);
         } else {
             self.unclaimed(Notice::UnclaimedAddress { page: address >> 12, write: true }, out);
         }
@@ -452,6 +450,7 @@ impl Board {
             ("reset".to_owned(), sum(self.reset.state())),
             ("PM1".to_owned(), sum(self.pm1.state())),
         ];
+        sums.extend(self.hpet.iter().map(|hpet| ("HPET".to_owned(), sum(hpet.state()))));
         for (i, slot) in self.virtio.iter().enumerate() {
             let mut hasher = Xxh3::new();
             slot.hash_state(&mut hasher);

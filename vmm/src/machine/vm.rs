@@ -3,21 +3,22 @@
 use std::os::fd::AsRawFd;
 
 use kvm_bindings::{
-    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_USER_SPACE_MSR, KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_cpuid_entry2,
-    kvm_enable_cap, kvm_regs, kvm_userspace_memory_region,
+    KVM_CAP_EXCEPTION_PAYLOAD, KVM_MEM_LOG_DIRTY_PAGES, kvm_cpuid_entry2, kvm_enable_cap, kvm_regs,
+    kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
+use kvm_ioctls::{Kvm, VmFd};
 use thiserror::Error;
 
 use super::board::{Board, InputError};
 use super::boot::{self, BootError, BootImage, SEED_LEN};
 use super::cpu::capture::{self, Capture, CaptureError, CaptureMode, GUEST_KHZ};
+use super::cpu::clock_page::ClockPage;
 use super::cpu::cpuid;
 use super::cpu::exit::Exit;
 use super::cpu::image::ImageError;
 use super::cpu::msr;
 use super::cpu::vcpu::{Entered, Vcpu, VcpuError};
+use super::devices::hpet;
 use super::dirty::DirtyLog;
 use super::input::Input;
 use super::memory::{GuestRam, MemoryError};
@@ -133,7 +134,7 @@ struct IdleRead {
 /// A virtual machine of one vCPU.
 #[derive(Debug)]
 pub struct Machine {
-    // Dropped in this order: the module lets the vCPU go, the vCPU before its VM, the memory last.
+    // Dropped in this order: the module lets the vCPU go, the vCPU before its VM, what the guest sees of this process last.
     pub(super) capture: Option<Capture>,
     /// Captured instructions that were told of by [`Machine::count_captured`].
     pub(super) counted: u64,
@@ -149,6 +150,7 @@ pub struct Machine {
     cpuid: Vec<kvm_cpuid_entry2>,
     command_line: String,
     shadow_paging: bool,
+    clock_page: ClockPage,
     ram: GuestRam,
 }
 
@@ -165,7 +167,7 @@ impl Machine {
         let vm = system.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
         // Three pages that Intel CPUs need for real mode, out of the way of RAM and devices.
         vm.set_tss_address(0xfffb_d000).map_err(kvm("KVM_SET_TSS_ADDR"))?;
-        filter_msrs(&vm)?;
+        msr::filter(&vm).map_err(|(call, error)| MachineError::Kvm(call, error))?;
         keep_pending_exceptions(&vm)?;
         let ram = GuestRam::new(config.ram)?;
         for slot in ram.slots() {
@@ -184,7 +186,9 @@ impl Machine {
         let table = cpuid::to_kvm(&cpuid)
             .map_err(|_| MachineError::Kvm("KVM_SET_CPUID2", kvm_ioctls::Error::new(libc::E2BIG)))?;
         vcpu.fd().set_cpuid2(&table).map_err(kvm("KVM_SET_CPUID2"))?;
-        let board = Board::new(config.wall_clock, &ram, virtio_devices(config), config.doorbell)?;
+        // The embedded guest has the doorbell for a clock, and the TSC is better than both where there is one.
+        let hpet = !config.doorbell && !config.trapped_tsc;
+        let board = Board::new(config.wall_clock, &ram, virtio_devices(config), config.doorbell, hpet)?;
         let capture = if config.trapped_tsc { Some(captured(&vcpu, &cpuid)?) } else { None };
         let mut command_line = [config.command_line.to_owned(), board.command_line()].join(" ");
         if config.trapped_tsc {
@@ -197,6 +201,7 @@ impl Machine {
             initrd: config.initrd,
             command_line: &command_line,
             seed: config.seed,
+            hpet,
         };
         boot::load(ram.memory(), vcpu.fd(), &image)?;
         let dirty = DirtyLog::new(&vm, &ram).map_err(kvm("KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2"))?;
@@ -213,6 +218,7 @@ impl Machine {
             cpuid,
             command_line,
             shadow_paging: config.shadow_paging,
+            clock_page: ClockPage::new(hpet::ADDRESS),
             ram,
         })
     }
@@ -278,8 +284,25 @@ impl Machine {
 
     /// Whether the end of the present idle wait tells the guest the time.
     #[must_use]
-    pub const fn wake_reads_clock(&self) -> bool {
-        self.idle_read.is_some()
+    pub fn wake_reads_clock(&self) -> bool {
+        self.idle_read.is_some() || self.clock_stands_still()
+    }
+
+    /// Whether the guest reads its clock without an exit, and time should be fresh at each exit.
+    #[must_use]
+    pub fn clock_stands_still(&self) -> bool {
+        self.board.clock_stands_still()
+    }
+
+    /// How many times the guest was given a page to read its clock from.
+    #[must_use]
+    pub const fn clock_pages(&self) -> u64 {
+        self.clock_page.given()
+    }
+
+    /// The guest was stopped where it has no exit: its state is captured, or was loaded.
+    pub fn forced_stop(&mut self) {
+        self.board.forced_stop();
     }
 
     /// Whether an input would have an effect now.
@@ -304,6 +327,9 @@ impl Machine {
     /// # Errors
     /// When KVM cannot run it.
     pub fn enter(&mut self) -> Result<Entered, MachineError> {
+        self.clock_page
+            .show(&self.vm, self.board.clock_page().as_ref().map(|shown| &shown[..]))
+            .map_err(kvm("KVM_SET_USER_MEMORY_REGION"))?;
         Ok(self.vcpu.enter()?)
     }
 
@@ -329,6 +355,7 @@ impl Machine {
     /// When KVM fails.
     pub fn emulate(&mut self, exit: &Exit, out: &mut dyn Outputs) -> Result<Emulated, MachineError> {
         let mut power = None;
+        self.board.exited(exit);
         match *exit {
             Exit::PortIn { port, size, count } => {
                 let data = self.vcpu.port_data(usize::from(size) * count as usize);
@@ -398,6 +425,7 @@ impl Machine {
 
     /// Ends the idle wait.
     pub fn wake(&mut self) {
+        self.board.wakes();
         if let Some(IdleRead { address, size }) = self.idle_read.take() {
             self.board.idle_ends();
             self.answer_read(address, size, &mut super::output::Dropped);
@@ -448,28 +476,6 @@ fn captured(vcpu: &Vcpu, cpuid: &[kvm_cpuid_entry2]) -> Result<Capture, MachineE
 /// The MSRs that a guest with a captured TSC has besides those of [`msr::PASSED`].
 const fn captured_msr(index: u32) -> bool {
     matches!(index, msr::TSC | msr::TSC_AUX)
-}
-
-fn filter_msrs(vm: &VmFd) -> Result<(), MachineError> {
-    let reasons = KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER;
-    let cap = kvm_enable_cap {
-        cap: KVM_CAP_X86_USER_SPACE_MSR,
-        args: [u64::from(reasons), 0, 0, 0],
-        ..Default::default()
-    };
-    vm.enable_cap(&cap).map_err(kvm("KVM_CAP_X86_USER_SPACE_MSR"))?;
-    let bitmaps: Vec<_> = msr::PASSED.iter().map(msr::bitmap).collect();
-    let ranges: Vec<_> = msr::PASSED
-        .iter()
-        .zip(&bitmaps)
-        .map(|(msr, bitmap)| MsrFilterRange {
-            flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
-            base: msr.base,
-            msr_count: msr.count,
-            bitmap,
-        })
-        .collect();
-    vm.set_msr_filter(MsrFilterDefaultAction::DENY, &ranges).map_err(kvm("KVM_X86_SET_MSR_FILTER"))
 }
 
 /// Slots in order: network devices, disks, entropy, console.

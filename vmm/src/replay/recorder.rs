@@ -472,7 +472,8 @@ where
         let longest = self.pace.bound * IDLE_BOUNDS;
         let long = (waits && computed >= self.pace.bound / 4) || computed >= longest;
         let limits = Limits {
-            longest: self.pace.bound * STOP_BOUNDS,
+            // The guest may be waiting for a clock that stands still.
+            longest: self.pace.bound * if run.machine.clock_stands_still() { 1 } else { STOP_BOUNDS },
             shadowed: self.log.enabled() && run.machine.shadow_paging(),
         };
         if long && self.stop_pace.may_stop(self.inputs.spent(), limits) {

@@ -195,6 +195,7 @@ impl Run {
         self.point += 1;
         self.since = 0;
         self.forced_stops += 1;
+        self.machine.forced_stop();
         self.phase = Phase::Stopped;
     }
 

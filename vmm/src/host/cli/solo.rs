@@ -56,7 +56,11 @@ impl fmt::Display for Ending<'_> {
         writeln!(f, "{how} after {} points", self.0.points)?;
         let exits: Vec<_> =
             self.0.exits.iter().filter(|e| e.1 > 0).map(|(k, n)| format!("{k} {n}")).collect();
-        writeln!(f, "exits: {}", exits.join(", "))
+        writeln!(f, "exits: {}", exits.join(", "))?;
+        match self.0.clock_pages {
+            0 => Ok(()),
+            pages => writeln!(f, "clock pages: {pages}"),
+        }
     }
 }
 

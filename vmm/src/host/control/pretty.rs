@@ -52,6 +52,9 @@ impl fmt::Display for Pretty<'_> {
         }
         let (pages, ms) = (status.forced_stop_pages, status.forced_stop_ms);
         line("forced stops", format_args!("{}, with {pages} pages in {ms:.0} ms", status.forced_stops))?;
+        if status.clock_pages > 0 {
+            line("clock pages", format_args!("{}", status.clock_pages))?;
+        }
         if let Some(digest) = &status.digest {
             line("digest", format_args!("{} at exit {}", digest.value, digest.position))?;
         }
@@ -132,6 +135,7 @@ mod tests {
             forced_stops: 5,
             forced_stop_pages: 20,
             forced_stop_ms: 4.2,
+            clock_pages: 3,
             frames: 7,
             held_back_ms: 0.0,
             exits: [("mmio".to_owned(), 9), ("hlt".to_owned(), 11)].into(),
@@ -150,6 +154,7 @@ demo: primary (protected)
                  wire         p50     30 µs, p99     85 µs
   held outputs   2
   forced stops   5, with 20 pages in 4 ms
+  clock pages    3
   digest         0000000000000abc at exit 20
   log            1.00 Mbit/s now
                  packet                   10 entries           1000 bytes      1.00 Mbit/s

@@ -46,6 +46,8 @@ pub struct Status {
     pub forced_stop_pages: u64,
     /// CPU time that they took until the guest went on, in milliseconds; zero where they are only loaded.
     pub forced_stop_ms: f64,
+    /// How many times the guest was given a page to read its clock from, since the start.
+    pub clock_pages: u64,
     /// Frames of the log sent in this generation; zero where none are.
     pub frames: u64,
     /// Time for which the guest was held back since its backup lagged, in milliseconds.

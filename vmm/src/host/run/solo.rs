@@ -87,6 +87,8 @@ pub struct Summary {
     pub points: u64,
     /// Deterministic exits by kind.
     pub exits: Vec<(&'static str, u64)>,
+    /// How many times the guest was given a page to read its clock from.
+    pub clock_pages: u64,
     /// Log traffic by kind.
     pub traffic: Traffic,
     /// Forced stops.
@@ -342,6 +344,7 @@ pub fn summary(run: &Run, ended: Ended, traffic: &Traffic, stops: StopCounts) ->
         },
         points: run.point(),
         exits: run.exits_by_name().collect(),
+        clock_pages: run.machine.clock_pages(),
         traffic: *traffic,
         stops,
     }

@@ -19,6 +19,7 @@ pub struct VcpuCounters {
     forced_stops: u64,
     stop_pages: u64,
     stop_nanos: u64,
+    clock_pages: u64,
     guest_time: u64,
     point: u64,
     digest: u64,
@@ -33,6 +34,7 @@ impl Default for VcpuCounters {
             forced_stops: 0,
             stop_pages: 0,
             stop_nanos: 0,
+            clock_pages: 0,
             guest_time: 0,
             point: 0,
             digest: 0,
@@ -49,6 +51,7 @@ impl VcpuCounters {
         self.forced_stops = run.forced_stops;
         self.stop_pages = run.stop_pages;
         self.stop_nanos = run.stop_nanos;
+        self.clock_pages = run.machine.clock_pages();
         self.guest_time = run.machine.now().as_nanos();
         self.point = run.point();
         self.digest = run.digest();
@@ -72,6 +75,7 @@ impl SharedCounters {
         status.forced_stops = counters.forced_stops;
         status.forced_stop_pages = counters.stop_pages;
         status.forced_stop_ms = counters.stop_nanos as f64 / 1e6;
+        status.clock_pages = counters.clock_pages;
         status.exits = counters.exits.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
         status.digest = Some(Digest::new(counters.point, counters.digest));
         status.log = rates.told(&counters.traffic, now);

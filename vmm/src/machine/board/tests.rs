@@ -6,7 +6,8 @@ use crate::machine::virtio::{rng::Rng, slot_address};
 fn a_notification_and_idling_at_the_doorbell_put_out_what_is_queued() {
     let ram = GuestRam::new(2 << 20).unwrap();
     let devices = || vec![VirtioDevice::Rng(Rng::new([1; 32])), VirtioDevice::Net(Net::new(0, [2; 6]))];
-    let [with, without] = [true, false].map(|doorbell| Board::new(0, &ram, devices(), doorbell).unwrap());
+    let [with, without] =
+        [true, false].map(|doorbell| Board::new(0, &ram, devices(), doorbell, false).unwrap());
     let write = |address| Exit::MmioWrite { address, size: 4, data: 1 };
     for slot in 0..2 {
         assert!(without.kicks_off(&write(slot_address(slot) + 0x50)), "QueueNotify");
@@ -25,7 +26,7 @@ fn a_timer_fires_at_its_deadline_however_time_came_there() {
     // The 8259 with its first line open, a tick of the 8254 in 10 ms.
     let writes = [(0x20, 0x11), (0x21, 0x30), (0x21, 4), (0x21, 1), (0x43, 0x34), (0x40, 0x9c), (0x40, 0x2e)];
     let sums = [1, 7, 50].map(|steps| {
-        let mut board = Board::new(0, &ram, Vec::new(), false).unwrap();
+        let mut board = Board::new(0, &ram, Vec::new(), false, false).unwrap();
         for (port, value) in writes {
             assert_eq!(board.port_out(port, &[value], out), None);
         }

@@ -15,6 +15,9 @@ use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
 };
 
+/// What the guest cannot find out by itself, as firmware tells it.
+mod acpi;
+
 /// The zero page of the 64-bit boot protocol.
 mod linux;
 
@@ -60,6 +63,8 @@ pub struct BootImage<'a> {
     pub command_line: &'a str,
     /// Seed for the guest's random number generator (SETUP_RNG_SEED).
     pub seed: [u8; SEED_LEN],
+    /// Whether the machine has an HPET.
+    pub hpet: bool,
 }
 
 /// Why a guest could not be set up.
@@ -106,6 +111,7 @@ enum Protocol {
 pub fn load(memory: &GuestMemoryMmap, vcpu: &VcpuFd, image: &BootImage<'_>) -> Result<(), BootError> {
     write_command_line(memory, image.command_line)?;
     let (protocol, header, kernel_end) = load_kernel(memory, image.kernel)?;
+    let rsdp = acpi::write_tables(memory, image.hpet)?;
     let initrd = image.initrd.map(|bytes| place_initrd(memory, bytes, kernel_end)).transpose()?;
     match protocol {
         Protocol::Linux64 { entry } => {
@@ -113,7 +119,7 @@ pub fn load(memory: &GuestMemoryMmap, vcpu: &VcpuFd, image: &BootImage<'_>) -> R
             enter_long_mode(memory, vcpu, entry)
         }
         Protocol::Pvh { entry } => {
-            pvh::write_start_info(memory, initrd)?;
+            pvh::write_start_info(memory, initrd, rsdp)?;
             enter_protected_mode(memory, vcpu, entry)
         }
     }

@@ -15,6 +15,7 @@ const MAP_ENTRY_LEN: u64 = 24;
 pub(super) fn write_start_info(
     memory: &GuestMemoryMmap,
     initrd: Option<(u64, u64)>,
+    rsdp: u64,
 ) -> Result<(), GuestMemoryError> {
     let modules = layout::PVH_TABLES;
     let map = modules + MODULE_LEN;
@@ -36,8 +37,7 @@ pub(super) fn write_start_info(
         u64::from(present) << 32,
         if present == 1 { modules } else { 0 },
         layout::COMMAND_LINE,
-        // No ACPI tables.
-        0,
+        rsdp,
         map,
         ram.len() as u64,
     ];

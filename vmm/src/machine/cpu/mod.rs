@@ -3,6 +3,9 @@
 /// Instructions captured by the kernel module.
 pub mod capture;
 
+/// A page of registers that the guest reads without an exit.
+pub mod clock_page;
+
 /// What CPUID shows the guest: one table, with a reason for each bit that is hidden.
 pub mod cpuid;
 

@@ -4,6 +4,12 @@
 //! guest as an exit (KVM_X86_SET_MSR_FILTER, default deny) and gets the answer of `read` or
 //! `write`: a value, silence, or #GP, the same on every host.
 
+use kvm_bindings::{
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
+    KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap,
+};
+use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
+
 /// An MSR, or a run of them, that KVM may handle.
 #[derive(Clone, Copy, Debug)]
 pub struct PassedMsr {
@@ -106,6 +112,33 @@ pub fn bitmap(msr: &PassedMsr) -> Vec<u8> {
         bits[i / 8] |= 1 << (i % 8);
     }
     bits
+}
+
+/// Makes every access outside [`PASSED`] an exit.
+///
+/// # Errors
+/// The call that KVM refused, by name, and why.
+pub fn filter(vm: &VmFd) -> Result<(), (&'static str, kvm_ioctls::Error)> {
+    let reasons = KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER;
+    let cap = kvm_enable_cap {
+        cap: KVM_CAP_X86_USER_SPACE_MSR,
+        args: [u64::from(reasons), 0, 0, 0],
+        ..Default::default()
+    };
+    vm.enable_cap(&cap).map_err(|error| ("KVM_CAP_X86_USER_SPACE_MSR", error))?;
+    let bitmaps: Vec<_> = PASSED.iter().map(bitmap).collect();
+    let ranges: Vec<_> = PASSED
+        .iter()
+        .zip(&bitmaps)
+        .map(|(msr, bitmap)| MsrFilterRange {
+            flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+            base: msr.base,
+            msr_count: msr.count,
+            bitmap,
+        })
+        .collect();
+    vm.set_msr_filter(MsrFilterDefaultAction::DENY, &ranges)
+        .map_err(|error| ("KVM_X86_SET_MSR_FILTER", error))
 }
 
 #[cfg(test)]

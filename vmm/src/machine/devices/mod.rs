@@ -20,6 +20,9 @@ use std::ops::RangeInclusive;
 /// The doorbell page of the embedded guest.
 pub mod doorbell;
 
+/// High precision event timer: a clock in memory.
+pub mod hpet;
+
 /// Keyboard controller, for its reset line.
 pub mod i8042;
 
@@ -29,7 +32,7 @@ pub mod pic;
 /// The 8254 interval timer and port 0x61.
 pub mod pit;
 
-/// ACPI PM1a control register: power-off.
+/// ACPI PM1a event and control registers: power-off.
 pub mod pm1;
 
 /// ACPI power management timer.

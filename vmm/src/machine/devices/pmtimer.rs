@@ -10,8 +10,9 @@ use std::ops::RangeInclusive;
 /// The counter's frequency in hertz.
 pub const HERTZ: u64 = 3_579_545;
 
-const FIRST_PORT: u16 = 0x608;
-const PORTS: [RangeInclusive<u16>; 1] = [FIRST_PORT..=FIRST_PORT + 3];
+/// Its first port.
+pub const PORT: u16 = 0x608;
+const PORTS: [RangeInclusive<u16>; 1] = [PORT..=PORT + 3];
 
 /// The ACPI power management timer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -55,13 +56,13 @@ impl PortDevice for PmTimer {
 
     fn read(&mut self, now: VirtualTime, port: u16, data: &mut [u8]) {
         match data {
-            [_, _, _, _] if port == FIRST_PORT => data.copy_from_slice(&self.value(now).to_le_bytes()),
+            [_, _, _, _] if port == PORT => data.copy_from_slice(&self.value(now).to_le_bytes()),
             _ => self.read_bytes(now, port, data),
         }
     }
 
     fn read_byte(&mut self, now: VirtualTime, port: u16) -> u8 {
-        let byte = usize::from(port.wrapping_sub(FIRST_PORT));
+        let byte = usize::from(port.wrapping_sub(PORT));
         self.value(now).to_le_bytes().get(byte).copied().unwrap_or(0xff)
     }
 
@@ -95,13 +96,13 @@ mod tests {
             let mut image = [0xff; 16];
             image[..4].copy_from_slice(&timer.value(now).to_le_bytes());
             let mut data = vec![0; len];
-            timer.read(now, FIRST_PORT + offset, &mut data);
+            timer.read(now, PORT + offset, &mut data);
             if matches!(len, 1 | 2 | 4) {
                 prop_assert_eq!(&data[..], &image[offset.into()..][..len]);
             } else {
                 prop_assert!(data.iter().all(|&byte| byte == 0xff));
             }
-            prop_assert_eq!(timer.write(now, FIRST_PORT + offset, &data), None);
+            prop_assert_eq!(timer.write(now, PORT + offset, &data), None);
         }
 
         #[test]

@@ -1,0 +1,64 @@
+//! When the guest reads a clock, and how.
+
+use super::{Board, Exit, PortOwner};
+use crate::machine::devices::hpet::{self, Hpet, Shown};
+
+impl Board {
+    /// What the page of the HPET's registers holds now; `None`: the guest has no such page.
+    #[must_use]
+    pub fn clock_page(&self) -> Option<Shown> {
+        self.hpet.as_ref()?.shown(self.now)
+    }
+
+    /// Whether the guest's clock stands still from one exit to the next, so that time should be fresh at each.
+    #[must_use]
+    pub fn clock_stands_still(&self) -> bool {
+        self.hpet.as_ref().is_some_and(Hpet::stands_still)
+    }
+
+    /// An exit is going to be emulated.
+    pub(in crate::machine) fn exited(&mut self, exit: &Exit) {
+        if let Some(hpet) = &mut self.hpet {
+            let reads =
+                matches!(*exit, Exit::MmioRead { address, .. } if address >> 12 == hpet::ADDRESS >> 12);
+            hpet.exit(self.now, reads);
+        }
+    }
+
+    /// The guest's wait for an interrupt ends.
+    pub(in crate::machine) fn wakes(&mut self) {
+        if let Some(hpet) = &mut self.hpet {
+            hpet.wakes(self.now);
+        }
+    }
+
+    /// The guest was stopped where it has no exit.
+    pub(in crate::machine) fn forced_stop(&mut self) {
+        if let Some(hpet) = &mut self.hpet {
+            hpet.forced_stop(self.now);
+        }
+    }
+
+    /// Offset of `address` in the HPET's registers.
+    pub(super) fn hpet_offset(&self, address: u64) -> Option<u64> {
+        self.hpet.as_ref()?;
+        address.checked_sub(hpet::ADDRESS).filter(|offset| *offset < hpet::LEN)
+    }
+
+    /// Whether emulating this exit reads virtual time, so that it should be fresh.
+    #[must_use]
+    pub fn reads_clock(&self, exit: &Exit) -> bool {
+        match *exit {
+            _ if self.clock_stands_still() => true,
+            Exit::MmioRead { address, .. } | Exit::MmioWrite { address, .. } => {
+                self.hpet_offset(address).is_some()
+            }
+            Exit::PortIn { port, .. } | Exit::PortOut { port, .. } => {
+                matches!(self.owners.of(port), Some(PortOwner::Pit | PortOwner::Rtc | PortOwner::PmTimer))
+            }
+            // The pause is there for an input, which may need the time; and the log finds it by its reading.
+            Exit::Captured => true,
+            _ => false,
+        }
+    }
+}

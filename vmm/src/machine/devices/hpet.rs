@@ -1,0 +1,158 @@
+//! High precision event timer (IA-PC HPET Specification 1.0a, section 2.3), for its main counter: a clock in memory.
+//!
+//! It has the three comparators that the specification asks for at least, but none has a route to an interrupt: the
+//! 8254 and the RTC are this machine's timers. Their registers are zero, and writes to them change nothing.
+//!
+//! Registers in memory can be read without an exit, where a page that KVM shows the guest has what they would say.
+//! Whether that page is there is decided by [`reads`].
+
+use crate::machine::time::VirtualTime;
+use reads::Reads;
+
+/// Which way the guest reads the counter.
+mod reads;
+
+/// Where the registers lie, guest physical: where every PC has them.
+pub const ADDRESS: u64 = 0xfed0_0000;
+
+/// Bytes that the registers and what is reserved beside them take.
+pub const LEN: u64 = 0x1000;
+
+/// Nanoseconds from one count to the next.
+const PERIOD: u64 = 10;
+
+/// General capabilities and identification, read-only: the period in femtoseconds, a vendor, a counter of 64 bits, the
+/// number of the last comparator, revision 1. Not capable of replacing the legacy interrupts (LEG_RT_CAP is zero).
+pub const CAPABILITIES: u64 = (PERIOD * 1_000_000) << 32 | 0x8086 << 16 | 1 << 13 | 2 << 8 | 1;
+
+/// Offsets of the registers that are not always zero.
+mod offset {
+    pub(super) const CAPABILITIES: u64 = 0x00;
+    pub(super) const CONFIGURATION: u64 = 0x10;
+    pub(super) const COUNTER: u64 = 0xf0;
+}
+
+/// ENABLE_CNF: the counter counts.
+const ENABLE: u64 = 1;
+
+/// The timer block.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Hpet {
+    state: State,
+}
+
+/// The volatile state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct State {
+    counts: bool,
+    /// What the counter was at `since`, and is while it does not count.
+    base: u64,
+    since: VirtualTime,
+    reads: Reads,
+}
+
+/// What the page of the registers holds, as offsets in it and values; the rest is zero.
+pub type Shown = [(usize, u64); 3];
+
+impl Hpet {
+    /// The timer at power-on: it does not count.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The volatile state.
+    #[must_use]
+    pub const fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The main counter at `now`.
+    #[must_use]
+    pub const fn counter(&self, now: VirtualTime) -> u64 {
+        let State { counts, base, since, .. } = self.state;
+        if counts { base.wrapping_add(now.since(since) / PERIOD) } else { base }
+    }
+
+    /// Whether the guest reads the counter without an exit: it stands still until the next one, at which time should
+    /// therefore be fresh.
+    #[must_use]
+    pub const fn stands_still(&self) -> bool {
+        self.state.reads.stands_still()
+    }
+
+    /// What the page of the registers holds at `now`; `None`: there is no page, and each access is an exit.
+    #[must_use]
+    pub const fn shown(&self, now: VirtualTime) -> Option<Shown> {
+        if !self.stands_still() {
+            return None;
+        }
+        Some([
+            (offset::CAPABILITIES as usize, CAPABILITIES),
+            (offset::CONFIGURATION as usize, self.configuration()),
+            (offset::COUNTER as usize, self.counter(now)),
+        ])
+    }
+
+    const fn configuration(&self) -> u64 {
+        if self.state.counts { ENABLE } else { 0 }
+    }
+
+    fn register(&self, now: VirtualTime, offset: u64) -> u64 {
+        match offset {
+            offset::CAPABILITIES => CAPABILITIES,
+            offset::CONFIGURATION => self.configuration(),
+            offset::COUNTER => self.counter(now),
+            _ => 0,
+        }
+    }
+
+    /// The guest reads at `offset`, by an exit.
+    pub fn read(&mut self, now: VirtualTime, offset: u64, data: &mut [u8]) {
+        for (byte, at) in data.iter_mut().zip(offset..LEN) {
+            *byte = self.register(now, at & !7).to_le_bytes()[(at & 7) as usize];
+        }
+        if offset & !7 == offset::COUNTER && self.state.reads.counter_read(now) {
+            // Linux asks whether it counts, by one more reading (`hpet_counting`).
+            self.state.base = self.state.base.wrapping_add(1);
+        }
+    }
+
+    /// The guest writes at `offset`. The specification has accesses of 32 and 64 bits only, aligned; others change nothing.
+    pub fn write(&mut self, now: VirtualTime, offset: u64, data: &[u8]) {
+        let at = (offset & 7) as usize;
+        if !matches!(data.len(), 4 | 8) || !at.is_multiple_of(data.len()) {
+            return;
+        }
+        let mut bytes = self.register(now, offset & !7).to_le_bytes();
+        bytes[at..at + data.len()].copy_from_slice(data);
+        let value = u64::from_le_bytes(bytes);
+        let (counter, counts) = match offset & !7 {
+            offset::CONFIGURATION => (self.counter(now), value & ENABLE != 0),
+            offset::COUNTER => (value, self.state.counts),
+            _ => return,
+        };
+        if counts && !self.state.counts {
+            self.state.reads.counter_starts();
+        }
+        (self.state.base, self.state.since, self.state.counts) = (counter, now, counts);
+    }
+
+    /// An exit of the guest, at `now`. `reads`: it reads the counter.
+    pub fn exit(&mut self, now: VirtualTime, reads: bool) {
+        self.state.reads.exit(now, reads);
+    }
+
+    /// The guest's wait for an interrupt ends at `now`.
+    pub fn wakes(&mut self, now: VirtualTime) {
+        self.state.reads.wakes(now);
+    }
+
+    /// The guest was stopped where it has no exit.
+    pub fn forced_stop(&mut self, now: VirtualTime) {
+        self.state.reads.forced_stop(now);
+    }
+}
+
+#[cfg(test)]
+mod tests;
