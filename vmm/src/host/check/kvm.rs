@@ -83,6 +83,7 @@ fn linux(report: &mut Report, tandem: &Path, needed: bool) {
         ("int 0x80", Probe::Int),
         ("protected mode without paging", Probe::Protected),
         ("reads of CR3 and CR4", Probe::Control),
+        ("a page that is read without an exit", Probe::ClockPage),
     ]
     .into_iter()
     .filter_map(|(what, probe)| {

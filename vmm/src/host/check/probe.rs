@@ -37,6 +37,8 @@ pub(super) enum Probe {
     Step,
     /// The dirty log names the pages written, and no others.
     Dirty,
+    /// A page that can be read without an exit, and not written.
+    ClockPage,
     /// Reads of a denied MSR come to user space.
     MsrFilter,
     /// Registers come with the exit.
@@ -50,7 +52,7 @@ pub(super) enum Probe {
 }
 
 impl Probe {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Ring3,
         Self::Ring0,
         Self::Sse,
@@ -61,6 +63,7 @@ impl Probe {
         Self::Control,
         Self::Step,
         Self::Dirty,
+        Self::ClockPage,
         Self::MsrFilter,
         Self::SyncRegs,
         Self::ImmediateExit,
@@ -81,6 +84,7 @@ impl Probe {
             Self::Control => "control",
             Self::Step => "step",
             Self::Dirty => "dirty",
+            Self::ClockPage => "clock-page",
             Self::MsrFilter => "msr-filter",
             Self::SyncRegs => "sync-regs",
             Self::ImmediateExit => "immediate-exit",

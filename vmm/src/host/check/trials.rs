@@ -11,8 +11,9 @@ use kvm_ioctls::{MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilte
 
 use super::lab::{ANSWER, CR3, CR4, Lab, Mode, Seen, Stuck};
 use super::probe::{Answer, Probe};
-use super::snippets::{DIRTIED, FILTERED_MSR, FOUND, OUTS, ROUNDS, Snippet, TURNS0, TURNS3};
+use super::snippets::{DIRTIED, FILTERED_MSR, FOUND, MMIO, OUTS, ROUNDS, Snippet, TURNS0, TURNS3};
 use crate::host::tap::Tap;
+use crate::machine::cpu::clock_page::ClockPage;
 
 /// Tries one probe.
 pub(super) fn attempt(probe: Probe) -> Answer {
@@ -27,6 +28,7 @@ pub(super) fn attempt(probe: Probe) -> Answer {
         Probe::Control => control(),
         Probe::Step => step(),
         Probe::Dirty => dirty(),
+        Probe::ClockPage => clock_page(),
         Probe::MsrFilter => msr_filter(),
         Probe::SyncRegs => sync_regs(),
         Probe::ImmediateExit => immediate_exit(),
@@ -172,6 +174,20 @@ fn dirty() -> Result<Answer, Stuck> {
     } else {
         Err(Stuck(format!("of two pages written one after the other the log says {said:?}")))
     }
+}
+
+/// The guest's devices become a page of memory: its loads are served from there, its stores come out as before.
+fn clock_page() -> Result<Answer, Stuck> {
+    let mut page = ClockPage::new(MMIO);
+    let mut lab = Lab::new(Snippet::Ring3, Mode::Ring3)?;
+    page.show(&lab.vm, Some(&[(8, u64::from(ANSWER))]))?;
+    lab.expect(Seen::Store(0, 14))?;
+    for _ in 0..ROUNDS {
+        lab.expect(Seen::Store(4, 0))?;
+    }
+    lab.expect(Seen::Store(12, ANSWER))?;
+    page.show(&lab.vm, None)?;
+    Ok(Answer::yes("read without an exit"))
 }
 
 fn msr_filter() -> Result<Answer, Stuck> {

@@ -1,7 +1,7 @@
 //! ACPI power management timer (ACPI 6.5, section 4.8.2.1): a free-running counter of 3.579545 MHz.
 //!
-//! It has no state: its value is a function of virtual time. Linux uses it as a clocksource with
-//! `pmtmr=0x608`. Its overflow interrupt is not built, nor does Linux ask for it.
+//! It has no state: its value is a function of virtual time. Linux finds it in the FADT and uses it as a clocksource where there
+//! is no HPET, or with `acpi=off pmtmr=0x608`. Its overflow interrupt is not built, nor does Linux ask for it.
 
 use super::{Effect, PortDevice};
 use crate::machine::time::VirtualTime;
