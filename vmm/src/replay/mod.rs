@@ -30,6 +30,9 @@ pub mod memory_sum;
 /// Which batch of the log an output waits for.
 pub mod output_commit;
 
+/// What a recorder needs of the outside.
+pub mod outside;
+
 /// Time limits of a recorder.
 pub mod pace;
 

@@ -47,3 +47,32 @@ fn a_timer_fires_at_its_deadline_however_time_came_there() {
     });
     assert!(sums[0] == sums[1] && sums[0] == sums[2]);
 }
+
+#[test]
+fn a_clock_that_stands_still_is_set_at_every_exit() {
+    let ram = GuestRam::new(2 << 20).unwrap();
+    let out = &mut crate::machine::output::Dropped;
+    let [mut board, without] =
+        [true, false].map(|hpet| Board::new(0, &ram, Vec::new(), false, hpet).unwrap());
+    let (read, write) = (
+        Exit::MmioRead { address: 0xfed0_00f0, size: 4 },
+        Exit::MmioWrite { address: 0xfed0_0010, size: 4, data: 1 },
+    );
+    assert!(board.reads_clock(&read) && board.reads_clock(&write) && !board.reads_clock(&Exit::Halt));
+    assert!(!without.reads_clock(&read), "nobody there");
+
+    board.exited(&write);
+    board.mmio_write(0xfed0_0010, &1u32.to_le_bytes(), ram.memory(), out);
+    board.apply(&Input::Time(VirtualTime::from_nanos(70)), ram.memory(), out).unwrap();
+    board.exited(&read);
+    let mut data = [0; 4];
+    board.mmio_read(0xfed0_00f0, &mut data, out);
+    assert_eq!(data, 7u32.to_le_bytes());
+    assert!(board.clock_stands_still() && board.reads_clock(&Exit::Halt));
+    let counter = |board: &Board| board.clock_page().unwrap()[2];
+    assert_eq!(counter(&board), (0xf0, 8));
+    board.apply(&Input::Time(VirtualTime::from_nanos(99)), ram.memory(), out).unwrap();
+    assert_eq!(counter(&board), (0xf0, 10));
+    board.forced_stop();
+    assert!(board.clock_page().is_none() && !board.reads_clock(&Exit::Halt));
+}
