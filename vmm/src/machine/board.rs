@@ -45,6 +45,11 @@ pub const DOORBELL_ADDRESS: u64 = 0xd00f_f000;
 /// Bytes of the doorbell page.
 const DOORBELL_LEN: u64 = 0x1000;
 
+/// What a PC's firmware writes to the 8254: counter 0 goes round, 18.2 times a second. A kernel that chooses its own address
+/// by chance, without RDRAND and TSC, reads that counter, and waits for ever for one that nobody has started
+/// (`i8254` of arch/x86/lib/kaslr.c).
+const FIRMWARE_TIMER: [(u16, u8); 3] = [(0x43, 0x36), (0x40, 0), (0x40, 0)];
+
 /// Different unclaimed addresses that are remembered, so that a guest that scans cannot fill memory.
 const UNCLAIMED_LIMIT: usize = 1024;
 
@@ -148,6 +153,10 @@ impl Board {
         for owner in PortOwner::ALL {
             let ports = board.port_device(owner).ports();
             board.owners.claim(owner, ports);
+        }
+        for (port, value) in FIRMWARE_TIMER {
+            // No write to a timer has an effect beyond it.
+            let _ = board.pit.write_byte(VirtualTime::ZERO, port, value);
         }
         Ok(board)
     }

@@ -32,6 +32,9 @@ use super::virtio::net::Net;
 use super::virtio::net::offload::Offloads;
 use super::virtio::rng::Rng;
 
+/// When the guest reads a clock, and how.
+mod clock;
+
 /// The machine's state as a whole.
 mod state;
 
@@ -270,39 +273,10 @@ impl Machine {
         self.board.deadline()
     }
 
-    /// Whether emulating this exit reads virtual time.
-    #[must_use]
-    pub fn reads_clock(&self, exit: &Exit) -> bool {
-        self.board.reads_clock(exit)
-    }
-
     /// Whether emulating this exit puts out what the guest has queued: packets, disk requests.
     #[must_use]
     pub fn kicks_off(&self, exit: &Exit) -> bool {
         self.board.kicks_off(exit)
-    }
-
-    /// Whether the end of the present idle wait tells the guest the time.
-    #[must_use]
-    pub fn wake_reads_clock(&self) -> bool {
-        self.idle_read.is_some() || self.clock_stands_still()
-    }
-
-    /// Whether the guest reads its clock without an exit, and time should be fresh at each exit.
-    #[must_use]
-    pub fn clock_stands_still(&self) -> bool {
-        self.board.clock_stands_still()
-    }
-
-    /// How many times the guest was given a page to read its clock from.
-    #[must_use]
-    pub const fn clock_pages(&self) -> u64 {
-        self.clock_page.given()
-    }
-
-    /// The guest was stopped where it has no exit: its state is captured, or was loaded.
-    pub fn forced_stop(&mut self) {
-        self.board.forced_stop();
     }
 
     /// Whether an input would have an effect now.

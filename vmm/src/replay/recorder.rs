@@ -352,6 +352,11 @@ where
             self.log.observe(run, self.builder.traffic());
         }
         self.note_outputs();
+        if self.log.enabled() && run.machine.has_exposed_tsc() {
+            let cpu = self.inputs.cpu_time();
+            self.force_stop(run, cpu)?;
+            return Ok(Flow::Continue);
+        }
         let unsent_since = *self.unsent_since.get_or_insert(self.last_point);
         let urgent = self.log.urgent();
         if run.captured_since() != 0 {

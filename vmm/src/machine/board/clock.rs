@@ -3,6 +3,11 @@
 use super::{Board, Exit, PortOwner};
 use crate::machine::devices::hpet::{self, Hpet, Shown};
 
+/// Whether the guest reads the HPET's counter, by an exit.
+fn reads_counter(exit: &Exit) -> bool {
+    matches!(*exit, Exit::MmioRead { address, .. } if address.wrapping_sub(hpet::COUNTER) < 8)
+}
+
 impl Board {
     /// What the page of the HPET's registers holds now; `None`: the guest has no such page.
     #[must_use]
@@ -19,10 +24,20 @@ impl Board {
     /// An exit is going to be emulated.
     pub(in crate::machine) fn exited(&mut self, exit: &Exit) {
         if let Some(hpet) = &mut self.hpet {
-            let reads =
-                matches!(*exit, Exit::MmioRead { address, .. } if address >> 12 == hpet::ADDRESS >> 12);
-            hpet.exit(self.now, reads);
+            hpet.exit(self.now, reads_counter(exit));
         }
+    }
+
+    /// Whether the host's TSC may be in the guest's registers at this exit, which is not emulated yet.
+    #[must_use]
+    pub fn exposes_tsc(&self, exit: &Exit) -> bool {
+        self.hpet.as_ref().is_some_and(|hpet| hpet.exposes_tsc(reads_counter(exit)))
+    }
+
+    /// Whether the last exit was of that kind.
+    #[must_use]
+    pub fn has_exposed_tsc(&self) -> bool {
+        self.hpet.as_ref().is_some_and(Hpet::has_exposed_tsc)
     }
 
     /// The guest's wait for an interrupt ends.

@@ -68,11 +68,23 @@ fn a_clock_that_stands_still_is_set_at_every_exit() {
     let mut data = [0; 4];
     board.mmio_read(0xfed0_00f0, &mut data, out);
     assert_eq!(data, 7u32.to_le_bytes());
-    assert!(board.clock_stands_still() && board.reads_clock(&Exit::Halt));
+    assert!(board.exposes_tsc(&read) && !board.reads_clock(&Exit::Halt), "it was just started");
+
+    let mut now = 70;
+    while board.clock_page().is_none() {
+        assert!(now < 1000);
+        for exit in [&read, &write] {
+            now += 10;
+            board.apply(&Input::Time(VirtualTime::from_nanos(now)), ram.memory(), out).unwrap();
+            board.exited(exit);
+        }
+    }
+    assert!(board.clock_stands_still() && board.reads_clock(&Exit::Halt) && !board.exposes_tsc(&read));
     let counter = |board: &Board| board.clock_page().unwrap()[2];
-    assert_eq!(counter(&board), (0xf0, 8));
-    board.apply(&Input::Time(VirtualTime::from_nanos(99)), ram.memory(), out).unwrap();
-    assert_eq!(counter(&board), (0xf0, 10));
+    // Ten nanoseconds a count, and one for the first reading.
+    assert_eq!(counter(&board), (0xf0, now / 10 + 1));
+    board.apply(&Input::Time(VirtualTime::from_nanos(now + 25)), ram.memory(), out).unwrap();
+    assert_eq!(counter(&board), (0xf0, now / 10 + 3));
     board.forced_stop();
     assert!(board.clock_page().is_none() && !board.reads_clock(&Exit::Halt));
 }

@@ -15,6 +15,9 @@ mod reads;
 /// Where the registers lie, guest physical: where every PC has them.
 pub const ADDRESS: u64 = 0xfed0_0000;
 
+/// Where the main counter lies, eight bytes long.
+pub const COUNTER: u64 = ADDRESS + offset::COUNTER;
+
 /// Bytes that the registers and what is reserved beside them take.
 pub const LEN: u64 = 0x1000;
 
@@ -49,6 +52,24 @@ pub struct State {
     base: u64,
     since: VirtualTime,
     reads: Reads,
+    probe: Probe,
+}
+
+/// How far a guest has come that looks whether the counter counts.
+///
+/// Linux starts it, reads it, reads the TSC, which CPUID may hide, and reads it again, until it is another
+/// (`hpet_counting` of arch/x86/kernel/hpet.c). At that second reading, and for as long as it likes, there is the host's TSC in one of its
+/// registers, which the log knows nothing of: a forced stop ships it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+enum Probe {
+    #[default]
+    None,
+    /// The last exit started the counter.
+    Started,
+    /// The last exit was the first reading behind that.
+    Read,
+    /// The last exit was the second.
+    ReadTwice,
 }
 
 /// What the page of the registers holds, as offsets in it and values; the rest is zero.
@@ -112,8 +133,8 @@ impl Hpet {
         for (byte, at) in data.iter_mut().zip(offset..LEN) {
             *byte = self.register(now, at & !7).to_le_bytes()[(at & 7) as usize];
         }
-        if offset & !7 == offset::COUNTER && self.state.reads.counter_read(now) {
-            // Linux asks whether it counts, by one more reading (`hpet_counting`).
+        if self.state.probe == Probe::Read {
+            // The next reading is to be another, even if time was not read anew for it.
             self.state.base = self.state.base.wrapping_add(1);
         }
     }
@@ -133,14 +154,32 @@ impl Hpet {
             _ => return,
         };
         if counts && !self.state.counts {
-            self.state.reads.counter_starts();
+            self.state.probe = Probe::Started;
         }
         (self.state.base, self.state.since, self.state.counts) = (counter, now, counts);
     }
 
     /// An exit of the guest, at `now`. `reads`: it reads the counter.
     pub fn exit(&mut self, now: VirtualTime, reads: bool) {
+        self.state.probe = match self.state.probe {
+            Probe::Started if reads => Probe::Read,
+            Probe::Read if reads => Probe::ReadTwice,
+            _ => Probe::None,
+        };
         self.state.reads.exit(now, reads);
+    }
+
+    /// Whether the host's TSC may be in the guest's registers, `reads` telling whether its present exit, which is not
+    /// emulated yet, reads the counter.
+    #[must_use]
+    pub fn exposes_tsc(&self, reads: bool) -> bool {
+        self.state.probe == Probe::Read && reads
+    }
+
+    /// Whether the last exit was of that kind: the guest must not go on without a forced stop where there is a log.
+    #[must_use]
+    pub fn has_exposed_tsc(&self) -> bool {
+        self.state.probe == Probe::ReadTwice
     }
 
     /// The guest's wait for an interrupt ends at `now`.
@@ -150,6 +189,7 @@ impl Hpet {
 
     /// The guest was stopped where it has no exit.
     pub fn forced_stop(&mut self, now: VirtualTime) {
+        self.state.probe = Probe::None;
         self.state.reads.forced_stop(now);
     }
 }

@@ -35,8 +35,6 @@ pub(super) struct Reads {
     page: bool,
     /// When it came or went last.
     since: VirtualTime,
-    /// Whether the counter was started, and not read since.
-    started: bool,
     /// The last exit, or the end of the wait for an interrupt that it began.
     last: VirtualTime,
     /// The window's exits that are not readings of the counter.
@@ -56,7 +54,6 @@ impl Default for Reads {
         Self {
             page: false,
             since: VirtualTime::ZERO,
-            started: false,
             last: VirtualTime::ZERO,
             exits: 0,
             readings: 0,
@@ -71,23 +68,6 @@ impl Reads {
     /// Whether the page is there.
     pub(super) const fn stands_still(&self) -> bool {
         self.page
-    }
-
-    /// The guest has the counter count.
-    pub(super) fn counter_starts(&mut self) {
-        self.started = true;
-    }
-
-    /// The guest reads the counter, by an exit. True for the first time since it was started: the page comes
-    /// at once. Linux reads it, reads the TSC, which CPUID may hide, and reads it again (`hpet_counting` of
-    /// arch/x86/kernel/hpet.c): an exit there would have the host's TSC among its registers. After the second reading Linux
-    /// has no more use for it.
-    pub(super) fn counter_read(&mut self, now: VirtualTime) -> bool {
-        let first = std::mem::take(&mut self.started) && !self.page;
-        if first {
-            self.page_comes(now);
-        }
-        first
     }
 
     /// An exit at `now`. `reads`: a reading of the counter.
@@ -222,16 +202,5 @@ mod tests {
         guest.reads.wakes(guest.time());
         guest.reads.forced_stop(guest.time());
         assert!(guest.window(1000), "it had stayed");
-    }
-
-    #[test]
-    fn the_first_reading_of_a_counter_that_was_started_brings_it_at_once() {
-        let mut reads = Reads::default();
-        let now = VirtualTime::from_nanos(5);
-        assert!(!reads.counter_read(now));
-        reads.counter_starts();
-        assert!(reads.counter_read(now) && reads.stands_still());
-        reads.forced_stop(now);
-        assert!(!reads.counter_read(now) && !reads.stands_still());
     }
 }
