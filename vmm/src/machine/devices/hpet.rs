@@ -4,7 +4,7 @@
 //! 8254 and the RTC are this machine's timers. Their registers are zero, and writes to them change nothing.
 //!
 //! Registers in memory can be read without an exit, where a page that KVM shows the guest has what they would say.
-//! Whether that page is there is decided by [`reads`].
+//! Whether that page is there is decided in `hpet/reads.rs`.
 
 use crate::machine::time::VirtualTime;
 use reads::Reads;
