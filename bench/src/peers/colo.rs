@@ -19,7 +19,7 @@ use tandem_tests::lab::{BACKUP, Host, Lab, PRIMARY, TAP, guest_mac};
 use tandem_tests::process::{Launch, Process};
 
 use super::qmp::Qmp;
-use crate::paper::config::{HIDDEN, MEMORY, Orders};
+use crate::paper::config::{HIDDEN, MEMORY, Orders, without_clocks};
 use crate::paper::machine::{Sources, copy_disk};
 use crate::report::Peer;
 use crate::report::host::qemu_version;
@@ -78,7 +78,8 @@ fn turns(
     figures: &mut BTreeMap<String, f64>,
 ) -> Result<()> {
     // It has PCI, and a reset as of a PC.
-    let words = cmdline.split_whitespace().filter(|word| !word.starts_with("pci=")).chain(["acpi=off"]);
+    let cmdline = without_clocks(cmdline);
+    let words = cmdline.split_whitespace().filter(|word| !word.starts_with("pci="));
     let orders = Orders { batch: Some("tandem.do=compile:1".to_owned()), serve: false };
     let cmdline = orders.cmdline(&words.collect::<Vec<_>>().join(" "));
     fs::copy(&sources.kernel, directory.join("kernel")).context("cannot copy the kernel")?;

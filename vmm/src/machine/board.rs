@@ -47,7 +47,7 @@ const DOORBELL_LEN: u64 = 0x1000;
 
 /// What a PC's firmware writes to the 8254: counter 0 goes round, 18.2 times a second. A kernel that chooses its own address
 /// by chance, without RDRAND and TSC, reads that counter, and waits for ever for one that nobody has started
-/// (`i8254` of arch/x86/lib/kaslr.c).
+/// (`i8254` of arch/x86/lib/kaslr.c). No tick comes of it before the guest touches a timer.
 const FIRMWARE_TIMER: [(u16, u8); 3] = [(0x43, 0x36), (0x40, 0), (0x40, 0)];
 
 /// Different unclaimed addresses that are remembered, so that a guest that scans cannot fill memory.
@@ -300,12 +300,13 @@ impl Board {
 
     /// A read outside RAM.
     pub(super) fn mmio_read(&mut self, address: u64, data: &mut [u8], out: &mut dyn Outputs) {
+        let now = self.now;
         if let Some(offset) = self.doorbell_offset(address) {
-            doorbell::read(self.now, offset, data);
+            doorbell::read(now, offset, data);
         } else if let Some((slot, offset)) = self.virtio_at(address) {
             slot.read(offset, data);
-        } else if let (Some(offset), Some(hpet)) = (self.hpet_offset(address), &mut self.hpet) {
-            hpet.read(self.now, offset, data);
+        } else if let Some((hpet, offset)) = self.hpet_at(address) {
+            hpet.read(now, offset, data);
         } else {
             data.fill(0xff);
             self.unclaimed(Notice::UnclaimedAddress { page: address >> 12, write: false }, out);
@@ -320,13 +321,13 @@ impl Board {
         memory: &GuestMemory,
         out: &mut dyn Outputs,
     ) -> Power {
-        let mut power = None;
+        let (now, mut power) = (self.now, None);
         if let Some(offset) = self.doorbell_offset(address) {
             power = doorbell::decode_write(offset, data).and_then(|command| carry_out(command.into(), out));
         } else if let Some((slot, offset)) = self.virtio_at(address) {
             slot.write(offset, data, memory, out);
-        } else if let (Some(offset), Some(hpet)) = (self.hpet_offset(address), &mut self.hpet) {
-            hpet.write(self.now, offset, data);
+        } else if let Some((hpet, offset)) = self.hpet_at(address) {
+            hpet.write(now, offset, data);
         } else {
             self.unclaimed(Notice::UnclaimedAddress { page: address >> 12, write: true }, out);
         }

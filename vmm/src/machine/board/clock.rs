@@ -8,6 +8,11 @@ fn reads_counter(exit: &Exit) -> bool {
     matches!(*exit, Exit::MmioRead { address, .. } if address.wrapping_sub(hpet::COUNTER) < 8)
 }
 
+/// Offset of `address` in the HPET's registers.
+fn hpet_offset(address: u64) -> Option<u64> {
+    address.checked_sub(hpet::ADDRESS).filter(|offset| *offset < hpet::LEN)
+}
+
 impl Board {
     /// What the page of the HPET's registers holds now; `None`: the guest has no such page.
     #[must_use]
@@ -54,10 +59,9 @@ impl Board {
         }
     }
 
-    /// Offset of `address` in the HPET's registers.
-    pub(super) fn hpet_offset(&self, address: u64) -> Option<u64> {
-        self.hpet.as_ref()?;
-        address.checked_sub(hpet::ADDRESS).filter(|offset| *offset < hpet::LEN)
+    /// The HPET, and the offset of `address` in its registers.
+    pub(super) fn hpet_at(&mut self, address: u64) -> Option<(&mut Hpet, u64)> {
+        Some((self.hpet.as_mut()?, hpet_offset(address)?))
     }
 
     /// Whether emulating this exit reads virtual time, so that it should be fresh.
@@ -66,7 +70,7 @@ impl Board {
         match *exit {
             _ if self.clock_stands_still() => true,
             Exit::MmioRead { address, .. } | Exit::MmioWrite { address, .. } => {
-                self.hpet_offset(address).is_some()
+                self.hpet.is_some() && hpet_offset(address).is_some()
             }
             Exit::PortIn { port, .. } | Exit::PortOut { port, .. } => {
                 matches!(self.owners.of(port), Some(PortOwner::Pit | PortOwner::Rtc | PortOwner::PmTimer))

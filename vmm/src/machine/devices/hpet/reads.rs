@@ -25,11 +25,11 @@ const SPARSE: u64 = 2_000_000;
 /// A page that was there for less, in nanoseconds, was not worth its while: KVM builds page tables anew for it.
 const SHORT: u64 = 1_000_000_000;
 
-/// Dense windows in a row that bring the page, at most: where it did not stay for long, twice as many as the last time.
-const MOST_WINDOWS: u32 = 64;
+/// One dense window brings the page; where it did not stay for long, twice as many as the last time, so many times at most.
+const MOST_DOUBLINGS: u32 = 6;
 
 /// The volatile state.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Reads {
     /// Whether the page is there.
     page: bool,
@@ -45,23 +45,8 @@ pub(super) struct Reads {
     ran: u64,
     /// Dense windows in a row.
     dense: u32,
-    /// How many bring the page.
-    wanted: u32,
-}
-
-impl Default for Reads {
-    fn default() -> Self {
-        Self {
-            page: false,
-            since: VirtualTime::ZERO,
-            last: VirtualTime::ZERO,
-            exits: 0,
-            readings: 0,
-            ran: 0,
-            dense: 0,
-            wanted: 1,
-        }
-    }
+    /// How many times in a row the page did not stay for long.
+    short_stays: u32,
 }
 
 impl Reads {
@@ -92,7 +77,7 @@ impl Reads {
             return;
         }
         self.dense = if worthwhile { self.dense + 1 } else { 0 };
-        if self.dense >= self.wanted {
+        if self.dense >= 1 << self.short_stays {
             self.page_comes(now);
         }
     }
@@ -115,7 +100,7 @@ impl Reads {
 
     fn page_goes(&mut self, now: VirtualTime) {
         let short = now.since(self.since) < SHORT;
-        self.wanted = if short { (self.wanted * 2).min(MOST_WINDOWS) } else { 1 };
+        self.short_stays = if short { (self.short_stays + 1).min(MOST_DOUBLINGS) } else { 0 };
         (self.page, self.since, self.dense) = (false, now, 0);
     }
 }
