@@ -27,11 +27,14 @@ use super::virtio::SLOT_SIZE;
 use super::virtio::blk::CompletionError;
 use super::virtio::device::VirtioDevice;
 use super::virtio::mmio::{NoSuchSlot, VirtioMmio};
-use super::virtio::net::RxOutcome;
 use super::virtio::net::offload::Offloads;
+use super::virtio::net::{Net, RxOutcome};
 
 /// When the guest reads a clock, and how.
 mod clock;
+
+/// Exits that the guest is spared.
+mod sparing;
 
 /// Interrupt lines of the fixed devices (IBM PC/AT).
 mod irq {
@@ -179,14 +182,6 @@ impl Board {
         self.pic.pending()
     }
 
-    /// The guest idles at the doorbell: what it queued without a notification goes out.
-    pub(super) fn idle_begins(&mut self, memory: &GuestMemory, out: &mut dyn Outputs) {
-        for slot in &mut self.virtio {
-            slot.serve_at_idle(memory, out);
-        }
-        self.update_lines();
-    }
-
     /// Whether the doorbell returns: an interrupt waits, or a frame came in, for which the guest does not
     /// ask for an interrupt.
     #[must_use]
@@ -225,12 +220,9 @@ impl Board {
 
     /// Whether emulating this exit puts out what the guest has queued: packets, disk requests.
     #[must_use]
-    pub fn kicks_off(&self, exit: &Exit) -> bool {
-        match *exit {
-            Exit::MmioRead { address, size } => self.is_idle_read(address, size.into()),
-            Exit::MmioWrite { address, .. } => self.virtio.iter().any(|slot| slot.is_notified_at(address)),
-            _ => false,
-        }
+    pub fn kicks_off(&self, exit: &Exit, memory: &GuestMemory) -> bool {
+        let notifies = |address| self.virtio.iter().any(|slot| slot.is_notified_at(address));
+        matches!(*exit, Exit::MmioWrite { address, .. } if notifies(address)) || self.holds_packets(memory)
     }
 
     /// IN.

@@ -35,6 +35,9 @@ pub mod output;
 /// Which device answers which I/O port.
 mod ports;
 
+/// Exits that the guest is spared.
+pub mod sparing;
+
 /// Time as the guest sees it.
 pub mod time;
 

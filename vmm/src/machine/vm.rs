@@ -35,6 +35,9 @@ use super::virtio::rng::Rng;
 /// When the guest reads a clock, and how.
 mod clock;
 
+/// Exits that the guest is spared.
+mod sparing;
+
 /// The machine's state as a whole.
 mod state;
 
@@ -77,8 +80,8 @@ pub struct MachineConfig<'a> {
     pub dirty_log: bool,
     /// Whether KVM keeps shadow page tables, which do not follow what is written into guest memory from outside.
     pub shadow_paging: bool,
-    /// Whether the machine has the embedded guest's doorbell page, at which the guest idles, and at which
-    /// its network queues are served without notifications.
+    /// Whether the machine has the embedded guest's doorbell page, at which the guest idles; its network
+    /// queues are then served without notifications.
     pub doorbell: bool,
     /// Whether the guest has a TSC, which the kernel module serves.
     pub trapped_tsc: bool,
@@ -276,7 +279,7 @@ impl Machine {
     /// Whether emulating this exit puts out what the guest has queued: packets, disk requests.
     #[must_use]
     pub fn kicks_off(&self, exit: &Exit) -> bool {
-        self.board.kicks_off(exit)
+        self.board.kicks_off(exit, self.ram.memory())
     }
 
     /// Whether an input would have an effect now.
@@ -330,6 +333,7 @@ impl Machine {
     pub fn emulate(&mut self, exit: &Exit, out: &mut dyn Outputs) -> Result<Emulated, MachineError> {
         let mut power = None;
         self.board.exited(exit);
+        self.board.look(self.ram.memory(), out);
         match *exit {
             Exit::PortIn { port, size, count } => {
                 let data = self.vcpu.port_data(usize::from(size) * count as usize);
@@ -344,7 +348,6 @@ impl Machine {
                 }
             }
             Exit::MmioRead { address, size } if self.board.is_idle_read(address, usize::from(size)) => {
-                self.board.idle_begins(self.ram.memory(), out);
                 self.idle_read = Some(IdleRead { address, size });
                 return Ok(Emulated::Idle);
             }
@@ -456,7 +459,7 @@ const fn captured_msr(index: u32) -> bool {
 fn virtio_devices(config: &MachineConfig<'_>) -> Vec<VirtioDevice> {
     let nics = config.nics.iter().zip(0..).map(|(nic, number)| {
         let net = Net::new(number, nic.mac);
-        VirtioDevice::Net(if config.doorbell { net.served_at_idle() } else { net })
+        VirtioDevice::Net(if config.doorbell { net.polled() } else { net })
     });
     let disks = config.disks.iter().zip(0..).map(|(disk, number)| {
         let mut id = [0; ID_LEN];

@@ -10,7 +10,7 @@ pub use super::entry::{ArchivedEntry, DISK_FAILED, Entry};
 
 /// What the archive layout is, and how digests in it are computed; goes into the handshake. Change it whenever a type below
 /// changes, such a computation, or what a guest finds in the machine.
-pub const SCHEMA: &str = "batch-7 {base:u64 horizon:u64 time:u64 digest:u64 entries:[time{at,ns} \
+pub const SCHEMA: &str = "batch-8 {base:u64 horizon:u64 time:u64 digest:u64 entries:[time{at,ns} \
     time-long{at,lo,hi} packet{at,nic,start,len}(virtio-net-hdr,frame) disk{at,tag,start,len,tag_high,disk} serial{at,start,len} \
     console{at,start,len} stop{at,start,len,captured} shadow{at}] blob:[u8] captured:[u8]} stop-image-4 vcpu-image-2 \
     captured-digest-2";

@@ -394,7 +394,9 @@ where
         }
         // The host interrupts every half bound. The first time at a point only starts the clock, so
         // that two halves make the whole; a guest that was not run in between has not computed.
-        let waits = self.inputs.pending() || run.machine.deadline().is_some_and(|deadline| deadline <= now);
+        let waits = self.inputs.pending()
+            || run.machine.deadline().is_some_and(|deadline| deadline <= now)
+            || run.machine.holds_packets();
         if waits {
             // Where the guest reads its TSC, it can be stopped for the price of a log entry.
             run.machine.limit_captured(Some(0));

@@ -269,6 +269,7 @@ pub fn drive<D: Driver>(run: &mut Run, driver: &mut D) -> Result<Ended, D::Error
             Phase::Stopped => {
                 let flow = driver.point(run)?;
                 if flow == Flow::Continue {
+                    run.machine.emulate_stop(driver.outputs());
                     run.phase = Phase::Settling;
                 }
                 flow

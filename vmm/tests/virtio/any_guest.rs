@@ -2,7 +2,9 @@
 
 use crate::driver::*;
 use proptest::prelude::*;
+use tandem_vmm::machine::cpu::exit::Exit;
 use tandem_vmm::machine::input::DiskStatus;
+use tandem_vmm::machine::time::VirtualTime;
 use tandem_vmm::machine::virtio::VirtioDevice;
 use tandem_vmm::machine::virtio::blk::Blk;
 use tandem_vmm::machine::virtio::console::Console;
@@ -74,6 +76,9 @@ enum Step {
         length: Option<usize>,
     },
     Type(usize),
+    /// So many exits of another kind, so many nanoseconds from each other.
+    Exits(usize, u64),
+    ForcedStop,
     Revive,
 }
 
@@ -144,6 +149,8 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (any::<usize>(), any::<bool>(), proptest::option::weighted(0.1, 0usize..2000))
             .prop_map(|(pick, ok, length)| Step::Complete { pick, ok, length }),
         4 => (0usize..200).prop_map(Step::Type),
+        4 => (1usize..40, 0u64..1_000_000).prop_map(|(count, gap)| Step::Exits(count, gap)),
+        1 => Just(Step::ForcedStop),
         4 => Just(Step::Revive),
     ]
 }
@@ -153,13 +160,14 @@ struct Fuzzed {
     rig: Rig,
     rings: [Ring; 2],
     features: u64,
+    now: u64,
 }
 
 impl Fuzzed {
     fn new(kind: u8, features: u64) -> Self {
         let features = features | VERSION_1;
         let mut fuzzed =
-            Self { rig: Rig::new(device(kind)), rings: [Ring::at(0, 8), Ring::at(1, 8)], features };
+            Self { rig: Rig::new(device(kind)), rings: [Ring::at(0, 8), Ring::at(1, 8)], features, now: 0 };
         fuzzed.revive();
         fuzzed
     }
@@ -187,7 +195,12 @@ impl Fuzzed {
                 rig.write(offset, data);
                 rig.device.read(offset, &mut vec![0; data.len()]);
             }
-            Step::Kick(queue) => rig.set(QUEUE_NOTIFY, queue),
+            Step::Kick(queue) => {
+                let address = rig.device.address() + QUEUE_NOTIFY;
+                let exit = Exit::MmioWrite { address, size: 4, data: queue.into() };
+                rig.device.exited(VirtualTime::from_nanos(self.now), &exit);
+                rig.set(QUEUE_NOTIFY, queue);
+            }
             // To a disk, a chain without a readable header is an error: not too often.
             Step::Chain { queue: 0, ref buffers, .. } if rig.device.blk().is_some() && buffers[0].2 => {}
             Step::Chain { queue, ref buffers, kick } => {
@@ -247,6 +260,17 @@ impl Fuzzed {
             }
             Step::Type(len) => {
                 rig.type_in(&vec![b'k'; len]);
+            }
+            Step::Exits(count, gap) => {
+                for _ in 0..count {
+                    self.now += gap;
+                    rig.device.exited(VirtualTime::from_nanos(self.now), &Exit::Halt);
+                    rig.device.look(rig.ram.memory(), &mut rig.out);
+                }
+            }
+            Step::ForcedStop => {
+                rig.device.forced_stop(VirtualTime::from_nanos(self.now));
+                rig.device.look(rig.ram.memory(), &mut rig.out);
             }
             Step::Revive => self.revive(),
         }

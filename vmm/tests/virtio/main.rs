@@ -8,5 +8,6 @@ mod console;
 mod corruption;
 mod driver;
 mod net;
+mod polling;
 mod rng;
 mod transport;

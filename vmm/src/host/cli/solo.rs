@@ -57,10 +57,13 @@ impl fmt::Display for Ending<'_> {
         let exits: Vec<_> =
             self.0.exits.iter().filter(|e| e.1 > 0).map(|(k, n)| format!("{k} {n}")).collect();
         writeln!(f, "exits: {}", exits.join(", "))?;
-        match self.0.clock_pages {
-            0 => Ok(()),
-            pages => writeln!(f, "clock pages: {pages}"),
+        for (name, count) in [("clock pages", self.0.clock_pages), ("transmit polls", self.0.transmit_polls)]
+        {
+            if count > 0 {
+                writeln!(f, "{name}: {count}")?;
+            }
         }
+        Ok(())
     }
 }
 

@@ -55,6 +55,9 @@ impl fmt::Display for Pretty<'_> {
         if status.clock_pages > 0 {
             line("clock pages", format_args!("{}", status.clock_pages))?;
         }
+        if status.transmit_polls > 0 {
+            line("transmit polls", format_args!("{}", status.transmit_polls))?;
+        }
         if let Some(digest) = &status.digest {
             line("digest", format_args!("{} at exit {}", digest.value, digest.position))?;
         }
@@ -136,6 +139,7 @@ mod tests {
             forced_stop_pages: 20,
             forced_stop_ms: 4.2,
             clock_pages: 3,
+            transmit_polls: 2,
             frames: 7,
             held_back_ms: 0.0,
             exits: [("mmio".to_owned(), 9), ("hlt".to_owned(), 11)].into(),
@@ -155,6 +159,7 @@ demo: primary (protected)
   held outputs   2
   forced stops   5, with 20 pages in 4 ms
   clock pages    3
+  transmit polls 2
   digest         0000000000000abc at exit 20
   log            1.00 Mbit/s now
                  packet                   10 entries           1000 bytes      1.00 Mbit/s

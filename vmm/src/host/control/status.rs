@@ -48,6 +48,8 @@ pub struct Status {
     pub forced_stop_ms: f64,
     /// How many times the guest was given a page to read its clock from, since the start.
     pub clock_pages: u64,
+    /// How many times a network driver was asked not to notify of what it sends, which then leaves at any exit, since the start.
+    pub transmit_polls: u64,
     /// Frames of the log sent in this generation; zero where none are.
     pub frames: u64,
     /// Time for which the guest was held back since its backup lagged, in milliseconds.

@@ -89,6 +89,8 @@ pub struct Summary {
     pub exits: Vec<(&'static str, u64)>,
     /// How many times the guest was given a page to read its clock from.
     pub clock_pages: u64,
+    /// How many times a network driver was asked not to notify of what it sends.
+    pub transmit_polls: u64,
     /// Log traffic by kind.
     pub traffic: Traffic,
     /// Forced stops.
@@ -345,6 +347,7 @@ pub fn summary(run: &Run, ended: Ended, traffic: &Traffic, stops: StopCounts) ->
         points: run.point(),
         exits: run.exits_by_name().collect(),
         clock_pages: run.machine.clock_pages(),
+        transmit_polls: run.machine.transmit_polls(),
         traffic: *traffic,
         stops,
     }

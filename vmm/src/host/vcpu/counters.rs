@@ -20,6 +20,7 @@ pub struct VcpuCounters {
     stop_pages: u64,
     stop_nanos: u64,
     clock_pages: u64,
+    transmit_polls: u64,
     guest_time: u64,
     point: u64,
     digest: u64,
@@ -35,6 +36,7 @@ impl Default for VcpuCounters {
             stop_pages: 0,
             stop_nanos: 0,
             clock_pages: 0,
+            transmit_polls: 0,
             guest_time: 0,
             point: 0,
             digest: 0,
@@ -52,6 +54,7 @@ impl VcpuCounters {
         self.stop_pages = run.stop_pages;
         self.stop_nanos = run.stop_nanos;
         self.clock_pages = run.machine.clock_pages();
+        self.transmit_polls = run.machine.transmit_polls();
         self.guest_time = run.machine.now().as_nanos();
         self.point = run.point();
         self.digest = run.digest();
@@ -76,6 +79,7 @@ impl SharedCounters {
         status.forced_stop_pages = counters.stop_pages;
         status.forced_stop_ms = counters.stop_nanos as f64 / 1e6;
         status.clock_pages = counters.clock_pages;
+        status.transmit_polls = counters.transmit_polls;
         status.exits = counters.exits.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
         status.digest = Some(Digest::new(counters.point, counters.digest));
         status.log = rates.told(&counters.traffic, now);

@@ -4,7 +4,7 @@ use super::{Board, Exit, PortOwner};
 use crate::machine::devices::hpet::{self, Hpet, Shown};
 
 /// Whether the guest reads the HPET's counter, by an exit.
-fn reads_counter(exit: &Exit) -> bool {
+pub(super) fn reads_counter(exit: &Exit) -> bool {
     matches!(*exit, Exit::MmioRead { address, .. } if address.wrapping_sub(hpet::COUNTER) < 8)
 }
 
@@ -26,13 +26,6 @@ impl Board {
         self.hpet.as_ref().is_some_and(Hpet::stands_still)
     }
 
-    /// An exit is going to be emulated.
-    pub(in crate::machine) fn exited(&mut self, exit: &Exit) {
-        if let Some(hpet) = &mut self.hpet {
-            hpet.exit(self.now, reads_counter(exit));
-        }
-    }
-
     /// Whether the host's TSC may be in the guest's registers at this exit, which is not emulated yet.
     #[must_use]
     pub fn exposes_tsc(&self, exit: &Exit) -> bool {
@@ -43,20 +36,6 @@ impl Board {
     #[must_use]
     pub fn has_exposed_tsc(&self) -> bool {
         self.hpet.as_ref().is_some_and(Hpet::has_exposed_tsc)
-    }
-
-    /// The guest's wait for an interrupt ends.
-    pub(in crate::machine) fn wakes(&mut self) {
-        if let Some(hpet) = &mut self.hpet {
-            hpet.wakes(self.now);
-        }
-    }
-
-    /// The guest was stopped where it has no exit.
-    pub(in crate::machine) fn forced_stop(&mut self) {
-        if let Some(hpet) = &mut self.hpet {
-            hpet.forced_stop(self.now);
-        }
     }
 
     /// The HPET, and the offset of `address` in its registers.

@@ -4,13 +4,12 @@
 //! 8254 and the RTC are this machine's timers. Their registers are zero, and writes to them change nothing.
 //!
 //! Registers in memory can be read without an exit, where a page that KVM shows the guest has what they would say.
-//! Whether that page is there is decided in `hpet/reads.rs`.
+//! The page changes at exits only, or the backup's guest would read something else. Between two exits that clock stands
+//! still. Where exits are dense a guest has nothing to lose by it. One that computes would see time stand, then jump; it
+//! reads its clock seldom, or it waits for it to move, and has an exit for each reading.
 
+use crate::machine::sparing::{Sparing, WINDOW, Window};
 use crate::machine::time::VirtualTime;
-use reads::Reads;
-
-/// Which way the guest reads the counter.
-mod reads;
 
 /// Where the registers lie, guest physical: where every PC has them.
 pub const ADDRESS: u64 = 0xfed0_0000;
@@ -27,6 +26,15 @@ const PERIOD: u64 = 10;
 /// General capabilities and identification, read-only: the period in femtoseconds, a vendor, a counter of 64 bits, the
 /// number of the last comparator, revision 1. Not capable of replacing the legacy interrupts (LEG_RT_CAP is zero).
 pub const CAPABILITIES: u64 = (PERIOD * 1_000_000) << 32 | 0x8086 << 16 | 1 << 13 | 2 << 8 | 1;
+
+/// The readings of the counter in a window that make a page worth its while.
+const READINGS: u32 = WINDOW / 4;
+
+/// Nanoseconds from exit to exit up to which a guest's exits are dense.
+const DENSE: u64 = 500_000;
+
+/// The same, from which on they no longer are: for a page that comes and goes KVM builds page tables anew.
+const SPARSE: u64 = 2_000_000;
 
 /// Offsets of the registers that are not always zero.
 mod offset {
@@ -51,7 +59,7 @@ pub struct State {
     /// What the counter was at `since`, and is while it does not count.
     base: u64,
     since: VirtualTime,
-    reads: Reads,
+    reads: Sparing,
     probe: Probe,
 }
 
@@ -99,7 +107,7 @@ impl Hpet {
     /// therefore be fresh.
     #[must_use]
     pub const fn stands_still(&self) -> bool {
-        self.state.reads.stands_still()
+        self.state.reads.is_on()
     }
 
     /// What the page of the registers holds at `now`; `None`: there is no page, and each access is an exit.
@@ -166,7 +174,11 @@ impl Hpet {
             Probe::Read if reads => Probe::ReadTwice,
             _ => Probe::None,
         };
-        self.state.reads.exit(now, reads);
+        if reads {
+            self.state.reads.sparable_exit(now);
+        } else {
+            self.state.reads.exit(now, is_worth_a_page);
+        }
     }
 
     /// Whether the host's TSC may be in the guest's registers, `reads` telling whether its present exit, which is not
@@ -191,6 +203,14 @@ impl Hpet {
     pub fn forced_stop(&mut self, now: VirtualTime) {
         self.state.probe = Probe::None;
         self.state.reads.forced_stop(now);
+    }
+}
+
+fn is_worth_a_page(window: Window) -> bool {
+    if window.spared {
+        window.gap <= SPARSE
+    } else {
+        window.gap <= DENSE && window.could_be_spared >= READINGS
     }
 }
 

@@ -23,12 +23,14 @@ use virtio_bindings::virtio_mmio::{
 
 use super::blk::{Blk, CompletionError};
 use super::device::VirtioDevice;
-use super::net::{Net, RxOutcome};
+use super::net::{Net, RxOutcome, TX};
 use super::queue::{Part, QueueError, VirtQueue};
 use super::{IRQS, MAX_SLOTS, SLOT_SIZE, slot_address};
+use crate::machine::cpu::exit::Exit;
 use crate::machine::input::DiskStatus;
 use crate::machine::memory::GuestMemory;
 use crate::machine::output::Outputs;
+use crate::machine::time::VirtualTime;
 
 /// "virt", what a driver looks for.
 const MAGIC: u32 = 0x7472_6976;
@@ -333,11 +335,47 @@ impl VirtioMmio {
         }
     }
 
-    /// The guest idles: sends what a network driver has queued without a notification.
-    pub fn serve_at_idle(&mut self, mem: &GuestMemory, outputs: &mut dyn Outputs) {
-        if self.net().is_some() {
-            self.notify(super::net::TX, mem, outputs);
+    /// The guest has an exit at `now`, which is going to be emulated.
+    pub fn exited(&mut self, now: VirtualTime, exit: &Exit) {
+        let at = self.address() + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY);
+        if let VirtioDevice::Net(net) = &mut self.device {
+            net.exit(
+                now,
+                matches!(*exit, Exit::MmioWrite { address, data, .. } if address == at && data == TX as u64),
+            );
         }
+    }
+
+    /// The guest's wait for an interrupt ends.
+    pub fn wakes(&mut self, now: VirtualTime) {
+        if let VirtioDevice::Net(net) = &mut self.device {
+            net.wakes(now);
+        }
+    }
+
+    /// The guest was stopped where it has no exit.
+    pub fn forced_stop(&mut self, now: VirtualTime) {
+        if let VirtioDevice::Net(net) = &mut self.device {
+            net.forced_stop(now);
+        }
+    }
+
+    /// The guest stands at an exit or a forced stop: sends what a network driver has queued, if it was asked not to notify
+    /// of it.
+    pub fn look(&mut self, mem: &GuestMemory, outputs: &mut dyn Outputs) {
+        if let VirtioDevice::Net(net) = &mut self.device
+            && net.is_polled()
+            && self.state.usable(TX)
+        {
+            let result = net.look(&mut self.state.queues[TX], mem, outputs);
+            self.settle(result);
+        }
+    }
+
+    /// Whether [`VirtioMmio::look`] would send something now.
+    #[must_use]
+    pub fn holds_packets(&self, mem: &GuestMemory) -> bool {
+        self.net().is_some_and(|net| net.holds_packets(&self.state.queues, mem) && self.state.usable(TX))
     }
 
     /// A packet arrived for this network device: a header of [`offload::HEADER_LEN`](super::net::offload::HEADER_LEN)

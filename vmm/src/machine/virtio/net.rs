@@ -9,6 +9,9 @@ pub mod offload;
 /// A packet that the guest sends.
 pub mod packet;
 
+/// When the transmit queue is looked at.
+mod polling;
+
 use std::hash::{Hash, Hasher};
 
 use virtio_bindings::virtio_net::{
@@ -17,10 +20,12 @@ use virtio_bindings::virtio_net::{
 
 use self::offload::Offloads;
 use self::packet::Packet;
+use self::polling::Polling;
 use super::chain::Chain;
 use super::queue::{QueueError, VirtQueue};
 use crate::machine::memory::GuestMemory;
 use crate::machine::output::Outputs;
+use crate::machine::time::VirtualTime;
 
 /// Entries in each queue.
 pub const QUEUE_SIZE: u16 = 256;
@@ -77,12 +82,11 @@ pub struct State {
 pub struct Net {
     nic: u8,
     mac: [u8; 6],
-    /// The board serves the transmit queue whenever the guest idles: the driver need not notify.
-    served_at_idle: bool,
 
     chain: Chain,
 
     state: State,
+    polling: Polling,
 }
 
 impl Net {
@@ -92,16 +96,16 @@ impl Net {
         Self {
             nic,
             mac,
-            served_at_idle: false,
             chain: Chain::with_room_for(QUEUE_SIZE),
             state: State::default(),
+            polling: Polling::default(),
         }
     }
 
-    /// The same, with a transmit queue that the board serves at [`super::mmio::VirtioMmio::serve_at_idle`].
+    /// The same, for a driver that never notifies the transmit queue: the device looks at it at every exit.
     #[must_use]
-    pub fn served_at_idle(self) -> Self {
-        Self { served_at_idle: true, ..self }
+    pub fn polled(self) -> Self {
+        Self { polling: Polling::always(), ..self }
     }
 
     /// Which network device this is, counted from zero.
@@ -114,6 +118,12 @@ impl Net {
     #[must_use]
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// How many times the device began to look at its transmit queue at every exit.
+    #[must_use]
+    pub fn polls_begun(&self) -> u64 {
+        self.polling.begun()
     }
 
     pub(super) const QUEUES: &'static [u16] = &[QUEUE_SIZE; 2];
@@ -137,10 +147,12 @@ impl Net {
 
     pub(super) fn reset(&mut self) {
         self.activate(0);
+        self.polling.reset();
     }
 
     pub(super) fn hash_state(&self, h: &mut impl Hasher) {
         self.state.hash(h);
+        self.polling.hash(h);
     }
 
     /// The driver notified `queue`. True: interrupt it.
@@ -153,18 +165,68 @@ impl Net {
     ) -> Result<bool, QueueError> {
         match queue {
             RX => queues[RX].ask_for_kick_if_empty(mem).map(|()| false),
-            TX => self.transmit(&mut queues[TX], mem, outputs),
+            TX => self.look(&mut queues[TX], mem, outputs),
             _ => Ok(false),
         }
     }
 
-    fn transmit(
+    /// Whether the driver has queued packets that it does not notify of. True too if the queue is corrupt, which is found
+    /// where the device looks at it.
+    pub(super) fn holds_packets(&self, queues: &[VirtQueue], mem: &GuestMemory) -> bool {
+        self.is_polled() && queues[TX].pending(mem) != Ok(0)
+    }
+
+    /// The guest has an exit, `notifies` telling whether it notifies the transmit queue.
+    pub(super) fn exit(&mut self, now: VirtualTime, notifies: bool) {
+        self.polling.exit(now, notifies);
+    }
+
+    /// The guest's wait for an interrupt ends.
+    pub(super) fn wakes(&mut self, now: VirtualTime) {
+        self.polling.wakes(now);
+    }
+
+    /// The guest was stopped where it has no exit.
+    pub(super) fn forced_stop(&mut self, now: VirtualTime) {
+        self.polling.forced_stop(now);
+    }
+
+    /// Whether the driver does not notify the transmit queue, since the device looks at it at every exit and forced stop.
+    pub(super) const fn is_polled(&self) -> bool {
+        self.polling.is_quiet()
+    }
+
+    /// Sends what is in the transmit queue. True: interrupt the driver.
+    pub(super) fn look(
         &mut self,
         queue: &mut VirtQueue,
         mem: &GuestMemory,
         outputs: &mut dyn Outputs,
     ) -> Result<bool, QueueError> {
-        for _ in 0..queue.pending(mem)? {
+        let packets = queue.pending(mem)?;
+        if packets == 0 && self.is_polled() && self.polling.look() {
+            return Ok(false);
+        }
+        let bytes = self.transmit(packets, queue, mem, outputs)?;
+        self.polling.found(packets, bytes);
+        if self.polling.look() {
+            queue.ask_for_no_kick(mem)?;
+        } else {
+            queue.ask_for_kick(mem)?;
+        }
+        queue.wants_interrupt(mem)
+    }
+
+    /// Sends so many of the queue's packets. How many bytes they had.
+    fn transmit(
+        &mut self,
+        packets: u16,
+        queue: &mut VirtQueue,
+        mem: &GuestMemory,
+        outputs: &mut dyn Outputs,
+    ) -> Result<u64, QueueError> {
+        let mut bytes = 0;
+        for _ in 0..packets {
             if !queue.pop(mem, &mut self.chain)? {
                 break;
             }
@@ -185,14 +247,10 @@ impl Net {
                 }
                 None => self.state.dropped += 1,
             }
+            bytes += len as u64;
             queue.push_used(mem, head, 0)?;
         }
-        if self.served_at_idle {
-            queue.ask_for_no_kick(mem)?;
-        } else {
-            queue.ask_for_kick(mem)?;
-        }
-        queue.wants_interrupt(mem)
+        Ok(bytes)
     }
 
     /// Whether [`Net::receive`] would deliver this packet. True too if it would find the queue corrupt: the packet

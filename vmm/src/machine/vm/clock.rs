@@ -32,15 +32,4 @@ impl Machine {
     pub fn has_exposed_tsc(&self) -> bool {
         self.board.has_exposed_tsc()
     }
-
-    /// How many times the guest was given a page to read its clock from.
-    #[must_use]
-    pub const fn clock_pages(&self) -> u64 {
-        self.clock_page.given()
-    }
-
-    /// The guest was stopped where it has no exit: its state is captured, or was loaded.
-    pub fn forced_stop(&mut self) {
-        self.board.forced_stop();
-    }
 }
