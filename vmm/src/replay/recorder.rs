@@ -37,9 +37,9 @@ const STOP_BOUNDS: u64 = 32;
 /// Points in a row at which inputs are passed over, since the guest kicks something off there: some guests do nothing else.
 const PASSED_OVER: u8 = 4;
 
-/// Where KVM keeps shadow page tables, a forced stop may become so many pages large, 8 MiB, before the shadow is dropped
-/// to keep it small.
-const SHADOWED_PAGES: usize = 2048;
+/// A forced stop may become so many pages large, 8 MiB, before pages are protected again to keep it small: a guest that is
+/// never stopped would have a fault for each of them, for nothing.
+const STOP_PAGES: usize = 2048;
 
 /// Records a machine's run.
 #[derive(Debug)]
@@ -214,11 +214,11 @@ where
     }
 
     /// Protects pages that were written. The guest's next write to each is a fault on this side only: where KVM shadows
-    /// the guest's page tables, such a fault also sets accessed bits, so both sides drop the shadow here. That costs
-    /// a fault for every page in use, and is done only if a forced stop would be larger than is good.
+    /// the guest's page tables, such a fault also sets accessed bits, so both sides drop the shadow here, which
+    /// costs a fault for every page in use. Done only if a forced stop would be larger than is good.
     fn reset_dirty_log(&mut self, run: &mut Run) -> Result<(), L::Error> {
         let shadowed = run.machine.shadow_paging();
-        if shadowed && run.machine.dirty_pages()?.is_some_and(|pages| pages < SHADOWED_PAGES) {
+        if run.machine.dirty_pages()?.is_some_and(|pages| pages < STOP_PAGES) {
             return Ok(());
         }
         run.machine.reset_dirty_log(|written| self.hot.look(written))?;
