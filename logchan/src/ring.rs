@@ -19,12 +19,6 @@ mod storage;
 
 use storage::{MARK, SKIP, Storage};
 
-/// A ring that is found empty behind so many bytes is written from its start again: what a reader that keeps up with
-/// the writer has just read is in the caches, and the rest of a large ring is not, nor does it take memory yet.
-const START_OVER: usize = 256 << 10;
-/// Bytes until the next look for that: each look may take the other thread's cache line.
-const LOOK_EVERY: usize = 64 << 10;
-
 /// Why there is no slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ReserveError {
@@ -60,15 +54,7 @@ pub(crate) fn ring_of(capacity: usize) -> (Producer, Consumer) {
         closed: AtomicBool::new(false),
         storage: Storage::new(capacity),
     });
-    let start_over_at = START_OVER.min(capacity / 2);
-    let producer = Producer {
-        shared: shared.clone(),
-        tail: 0,
-        known_head: 0,
-        reserved: None,
-        skipped: (0, 0),
-        start_over_at,
-    };
+    let producer = Producer { shared: shared.clone(), tail: 0, known_head: 0, reserved: None };
     (producer, Consumer { shared, head: 0, known_tail: 0, front: None })
 }
 
@@ -94,10 +80,6 @@ pub struct Producer {
     tail: usize,
     known_head: usize,
     reserved: Option<Reserved>,
-    /// Where bytes were skipped last, and how many: there is one such place between head and tail at most.
-    skipped: (usize, usize),
-    /// Offset from which on the next reservation looks whether the ring is empty.
-    start_over_at: usize,
 }
 
 impl Producer {
@@ -120,7 +102,7 @@ impl Producer {
         let capacity = self.shared.storage.capacity;
         let need = MARK + len.next_multiple_of(ALIGN);
         let to_end = capacity - self.tail % capacity;
-        let skip = if need > to_end || self.may_start_over(need) { to_end } else { 0 };
+        let skip = if need > to_end { to_end } else { 0 };
         if self.tail + skip + need - self.known_head > capacity {
             self.known_head = self.shared.head.0.load(Ordering::Acquire);
             if self.tail + skip + need - self.known_head > capacity {
@@ -128,26 +110,10 @@ impl Producer {
             }
         }
         if skip > 0 {
-            self.start_over_at = START_OVER.min(capacity / 2);
             self.shared.storage.write_mark(self.tail, SKIP);
         }
         self.reserved = Some(Reserved { start: self.tail + skip, len });
         Ok(self.slot())
-    }
-
-    /// Whether the next frame, of `need` bytes with its mark, should go to the ring's start although there is room here.
-    fn may_start_over(&mut self, need: usize) -> bool {
-        let capacity = self.shared.storage.capacity;
-        let offset = self.tail % capacity;
-        if offset < self.start_over_at || need > offset {
-            return false;
-        }
-        self.known_head = self.shared.head.0.load(Ordering::Acquire);
-        let empty = self.known_head == self.tail;
-        if !empty {
-            self.start_over_at = offset + LOOK_EVERY;
-        }
-        empty
     }
 
     /// The slot reserved last, empty if there is none: for filling it piece by piece.
@@ -168,19 +134,15 @@ impl Producer {
             return false;
         };
         self.shared.storage.write_mark(reserved.start, len as u32);
-        if reserved.start != self.tail {
-            self.skipped = (self.tail, reserved.start - self.tail);
-        }
         self.tail = reserved.start + MARK + len.next_multiple_of(ALIGN);
         self.shared.tail.0.store(self.tail, Ordering::Release);
         true
     }
 
-    /// Bytes in the ring, marks included and what was skipped not, as far as this end knows: the consumer may have taken some.
+    /// Bytes in the ring, marks included, as far as this end knows: the consumer may have taken some.
     #[must_use]
     pub fn used(&self) -> usize {
-        let (head, (at, skipped)) = (self.shared.head.0.load(Ordering::Relaxed), self.skipped);
-        self.tail - head - if head <= at { skipped } else { 0 }
+        self.tail - self.shared.head.0.load(Ordering::Relaxed)
     }
 
     /// Says that the producer is about to sleep for want of room. Try once more after this; if that
@@ -268,12 +230,10 @@ impl Consumer {
         self.shared.closed.load(Ordering::Acquire) && self.front().is_none()
     }
 
-    /// Bytes in the ring, marks included, as far as this end knows. What was skipped right here does not count.
+    /// Bytes in the ring, marks included, as far as this end knows.
     #[must_use]
     pub fn used(&self) -> usize {
-        let tail = self.shared.tail.0.load(Ordering::Acquire);
-        let skips = self.head != tail && self.shared.storage.read_mark(self.head) == SKIP;
-        tail - if skips { self.head.next_multiple_of(self.shared.storage.capacity) } else { self.head }
+        self.shared.tail.0.load(Ordering::Relaxed) - self.head
     }
 }
 
@@ -338,33 +298,6 @@ mod tests {
         }
         let len = producer.max_frame() + 1;
         assert_eq!(producer.try_reserve(len), Err(ReserveError::TooLong { len, max: len - 1 }));
-    }
-
-    #[test]
-    fn an_empty_ring_is_written_from_its_start_again() {
-        let (mut producer, mut consumer) = ring(1 << 20);
-        let first = producer.try_reserve(1000).unwrap().as_ptr().addr();
-        let mut furthest = 0;
-        for n in 0..5000_u32 {
-            let frame = vec![n as u8; 1000];
-            push(&mut producer, &frame).unwrap();
-            assert_eq!((producer.used(), consumer.used()), (1024, 1024), "what was skipped is not used");
-            let front = consumer.front().unwrap();
-            assert_eq!(front, frame);
-            furthest = furthest.max(front.as_ptr().addr() - first);
-            let _ = consumer.release();
-            assert_eq!((producer.used(), consumer.used()), (0, 0));
-        }
-        assert!((START_OVER / 2..START_OVER + 2 * LOOK_EVERY).contains(&furthest), "{furthest}");
-        // A reader that lags behind keeps it from starting over, and loses nothing.
-        for n in 0..700 {
-            push(&mut producer, &[n as u8; 1000]).unwrap();
-            assert_eq!(producer.used(), (n + 1) * 1024);
-        }
-        for n in 0..700 {
-            assert_eq!(consumer.front(), Some(&[n as u8; 1000][..]));
-            let _ = consumer.release();
-        }
     }
 
     #[test]
@@ -458,8 +391,6 @@ mod tests {
                     let _ = consumer.release();
                     model.pop_front();
                 }
-                let bytes: usize = model.iter().map(|frame| MARK + frame.len().next_multiple_of(ALIGN)).sum();
-                prop_assert_eq!(producer.used(), bytes);
             }
         }
     }
