@@ -71,17 +71,16 @@ impl Shipped {
     /// Appends the lines of `page` that are not as remembered to `lines`, and remembers them. A bit each, the first
     /// line's the lowest.
     pub fn ship(&mut self, number: u64, page: &PageWords, lines: &mut Vec<u8>) -> u64 {
-        let known = self.place(number);
         let mut changed = 0;
-        let both = page.as_chunks::<LINE_WORDS>().0.iter().zip(known.as_chunks::<LINE_WORDS>().0);
-        for (i, (line, known)) in both.enumerate() {
+        let known = self.place(number).as_chunks_mut::<LINE_WORDS>().0;
+        for (i, (line, known)) in page.as_chunks::<LINE_WORDS>().0.iter().zip(known).enumerate() {
             // Without a branch for each word.
-            let differs = line.iter().zip(known).fold(0, |differs, (new, known)| differs | (new ^ known));
-            changed |= u64::from(differs != 0) << i;
+            if line.iter().zip(&*known).fold(0, |differs, (new, known)| differs | (new ^ known)) != 0 {
+                *known = *line;
+                lines.extend_from_slice(line.map(u64::to_le_bytes).as_flattened());
+                changed |= 1 << i;
+            }
         }
-        // What is the same may be copied too: one long copy is quicker than many short ones.
-        known.copy_from_slice(page);
-        append_lines(page, changed, lines);
         changed
     }
 
@@ -99,21 +98,6 @@ impl Shipped {
             }
         }
         Some(page)
-    }
-}
-
-/// Appends those lines of `page` whose bit is set, neighbours together.
-fn append_lines(page: &PageWords, changed: u64, lines: &mut Vec<u8>) {
-    let bytes = page.map(u64::to_le_bytes);
-    let mut from = 0;
-    while from < u64::BITS {
-        let rest = changed >> from;
-        let first = from + rest.trailing_zeros();
-        if rest == 0 {
-            return;
-        }
-        from = first + (changed >> first).trailing_ones();
-        lines.extend_from_slice(&bytes.as_flattened()[first as usize * LINE..from as usize * LINE]);
     }
 }
 

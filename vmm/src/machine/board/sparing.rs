@@ -37,8 +37,9 @@ impl Board {
     /// The guest stands at an exit or a forced stop: packets that it does not notify of go out.
     pub(in crate::machine) fn look(&mut self, memory: &GuestMemory, out: &mut dyn Outputs) {
         for slot in &mut self.virtio {
-            slot.look(memory, out);
-            self.pic.set_line(slot.irq(), slot.interrupt());
+            if slot.look(memory, out) {
+                self.pic.set_line(slot.irq(), slot.interrupt());
+            }
         }
     }
 

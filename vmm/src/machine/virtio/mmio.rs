@@ -361,15 +361,17 @@ impl VirtioMmio {
     }
 
     /// The guest stands at an exit or a forced stop: sends what a network driver has queued, if it was asked not to notify
-    /// of it.
-    pub fn look(&mut self, mem: &GuestMemory, outputs: &mut dyn Outputs) {
+    /// of it. Whether it looked, so that its interrupt may be another.
+    pub fn look(&mut self, mem: &GuestMemory, outputs: &mut dyn Outputs) -> bool {
         if let VirtioDevice::Net(net) = &mut self.device
             && net.is_polled()
             && self.state.usable(TX)
         {
             let result = net.look(&mut self.state.queues[TX], mem, outputs);
             self.settle(result);
+            return true;
         }
+        false
     }
 
     /// Whether [`VirtioMmio::look`] would send something now.

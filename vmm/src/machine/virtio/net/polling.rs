@@ -67,7 +67,7 @@ impl Polling {
         self.quiet = false;
     }
 
-    /// How many times that began.
+    /// How many times the device began to look at every exit.
     pub(super) const fn begun(&self) -> u64 {
         self.begun
     }
