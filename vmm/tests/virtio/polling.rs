@@ -11,6 +11,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 const BUFFERS: u64 = 0x4_0000;
 
+/// Entries in each ring.
+const RING: u16 = 64;
+
 /// Exits so near to each other that answers need not be notified of, in nanoseconds.
 const DENSE: u64 = 50_000;
 
@@ -28,7 +31,7 @@ struct Sender {
 
 impl Sender {
     fn new(features: u64) -> Self {
-        let (rx, tx) = (Ring::at(0, 64), Ring::at(1, 64));
+        let (rx, tx) = (Ring::at(0, RING), Ring::at(1, RING));
         let rig = Rig::running(VirtioDevice::Net(Net::new(0, [2; 6])), features, &[rx.clone(), tx.clone()]);
         Self { rig, rx, tx, event_idx: features & EVENT_IDX != 0, now: 0, sent: 0, notifications: 0 }
     }
@@ -36,7 +39,7 @@ impl Sender {
     /// A driver starts over with the device.
     fn reset(&mut self) {
         self.rig.set(STATUS, 0);
-        (self.rx, self.tx) = (Ring::at(0, 64), Ring::at(1, 64));
+        (self.rx, self.tx) = (Ring::at(0, RING), Ring::at(1, RING));
         for ring in [&self.rx, &self.tx] {
             self.rig.put(ring.avail, &[0; 0x400]);
             self.rig.put(ring.used, &[0; 0x400]);
@@ -51,10 +54,14 @@ impl Sender {
         VirtualTime::from_nanos(self.now)
     }
 
-    /// A packet, and a notification of it if the device wants one (section 2.7.13).
+    /// A packet, and a notification of it if the device wants one (section 2.7.13). A driver whose ring is full has others
+    /// wait, and does other things.
     fn send(&mut self) {
+        if self.tx.avail_idx.wrapping_sub(self.used()) == RING {
+            self.exit();
+        }
         let before = self.tx.avail_idx;
-        let buffer = BUFFERS + 0x100 * u64::from(before % 64);
+        let buffer = BUFFERS + 0x100 * u64::from(before % RING);
         self.rig.put(buffer + 12, &self.sent.to_le_bytes());
         self.tx.add(self.rig.mem(), &[(buffer, 80, false)]);
         self.sent += 1;
@@ -88,9 +95,13 @@ impl Sender {
         self.all_has_left();
     }
 
+    /// Packets that the device has given back.
+    fn used(&self) -> u16 {
+        self.rig.mem().read_obj(GuestAddress(self.tx.used + 2)).unwrap()
+    }
+
     fn all_has_left(&mut self) {
-        let used: u16 = self.rig.mem().read_obj(GuestAddress(self.tx.used + 2)).unwrap();
-        assert_eq!(used, self.tx.avail_idx);
+        assert_eq!(self.used(), self.tx.avail_idx);
         assert!(!self.rig.device.holds_packets(self.rig.mem()) && !self.rig.needs_reset());
     }
 
