@@ -11,8 +11,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use thiserror::Error;
 
 use crate::host::config::DiskConfig;
 use crate::host::leased::LeaseEnd;
+use crate::host::lock;
 use crate::host::vcpu::inputs::InputSource;
 use crate::machine::input::DiskStatus;
 use crate::machine::output::{DiskOp, DiskRequest};
@@ -39,8 +40,8 @@ const STRETCH: usize = 1 << 20;
 /// Between two looks at a lease that has ended.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// Room for requests in flight: more than all disks together may have (8 MiB each).
-const RING: usize = 128 << 20;
+/// Room for one disk's requests in flight (8 MiB at most), twice over for what the ring skips at its end.
+const ROOM: usize = 16 << 20;
 
 mod op {
     pub(super) const READ: u8 = 0;
@@ -91,7 +92,8 @@ pub fn sectors(path: &Path) -> Result<u64, DiskError> {
 /// The sending end of the disk thread.
 #[derive(Debug)]
 pub struct Disks {
-    ring: Producer,
+    /// Two threads of a pair issue requests, never at the same time: each only while the other has none to issue.
+    ring: Mutex<Producer>,
     bell: Arc<Doorbell>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -118,7 +120,7 @@ impl Disks {
                     .map_err(|source| DiskError::Open { path: disk.path.clone(), source })
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let (producer, consumer) = ring::ring(if files.is_empty() { 0 } else { RING });
+        let (producer, consumer) = ring::ring(files.len() * ROOM);
         let bell = Arc::new(Doorbell::new());
         let stop = Arc::new(AtomicBool::new(false));
         let worker = Worker {
@@ -134,32 +136,34 @@ impl Disks {
             .name("tandem-disk".to_owned())
             .spawn(move || worker.work())
             .map_err(DiskError::Thread)?;
-        Ok(Self { ring: producer, bell, stop, thread: Some(thread) })
+        Ok(Self { ring: Mutex::new(producer), bell, stop, thread: Some(thread) })
     }
 
     /// Whether all requests that were issued are done.
     #[must_use]
     pub fn are_idle(&self) -> bool {
         // A request leaves the ring when it is done.
-        self.ring.used() == 0
+        lock(&self.ring).used() == 0
     }
 
     /// Issues a request. False: there is no room, which the machine's own limits rule out.
     #[must_use]
-    pub fn issue(&mut self, request: &DiskRequest<'_>) -> bool {
+    pub fn issue(&self, request: &DiskRequest<'_>) -> bool {
         let (op, offset, len, data): (u8, u64, u32, &[u8]) = match request.op {
             DiskOp::Read { offset, len } => (op::READ, offset, len, &[]),
             DiskOp::Write { offset, data } => (op::WRITE, offset, data.len() as u32, data),
             DiskOp::Flush => (op::FLUSH, 0, 0, &[]),
         };
-        let Ok(slot) = self.ring.try_reserve(HEADER + data.len()) else { return false };
+        let mut ring = lock(&self.ring);
+        let Ok(slot) = ring.try_reserve(HEADER + data.len()) else { return false };
         slot[0] = op;
         slot[1] = request.disk;
         slot[4..8].copy_from_slice(&len.to_le_bytes());
         slot[8..16].copy_from_slice(&request.tag.to_le_bytes());
         slot[16..24].copy_from_slice(&offset.to_le_bytes());
         slot[HEADER..].copy_from_slice(data);
-        let issued = self.ring.commit(HEADER + data.len());
+        let issued = ring.commit(HEADER + data.len());
+        drop(ring);
         self.bell.ring();
         issued
     }
@@ -286,8 +290,8 @@ mod tests {
         let config = [DiskConfig { path: file.path().to_owned(), read_only: false }];
         let (_inputs, [completions]) = inputs::<1>(HostClock::continuing(VirtualTime::ZERO), 1 << 20);
         let lease = Arc::new(LeaseEnd::never());
-        let mut disks = Disks::start(&config, completions, Arc::clone(&lease)).unwrap();
-        let write = |disks: &mut Disks, tag: u64, byte: u8| {
+        let disks = Disks::start(&config, completions, Arc::clone(&lease)).unwrap();
+        let write = |disks: &Disks, tag: u64, byte: u8| {
             let op = DiskOp::Write { offset: SECTOR, data: &[byte; SECTOR as usize] };
             assert!(disks.issue(&DiskRequest { disk: 0, tag, op }));
         };
@@ -300,19 +304,19 @@ mod tests {
             }
         };
 
-        write(&mut disks, 1, 1);
+        write(&disks, 1, 1);
         settle(&disks);
         assert_eq!(on_disk(), 1);
         lease.set(0);
-        write(&mut disks, 2, 2);
+        write(&disks, 2, 2);
         std::thread::sleep(20 * LOOK);
         assert_eq!((on_disk(), disks.are_idle()), (1, false), "not without a lease");
         lease.set(u64::MAX);
         settle(&disks);
         assert_eq!(on_disk(), 2);
         lease.set(0);
-        write(&mut disks, 3, 3);
-        write(&mut disks, 4, 4);
+        write(&disks, 3, 3);
+        write(&disks, 4, 4);
         drop(disks);
         assert_eq!(on_disk(), 2, "whoever lost leaves the disk as it is");
     }

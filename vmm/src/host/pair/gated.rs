@@ -82,6 +82,11 @@ pub(super) struct Held<'a> {
 }
 
 impl Held<'_> {
+    /// Whether the Output Rule is about it: nobody can tell that a read or a flush was made.
+    pub(super) const fn is_output(&self) -> bool {
+        !matches!(self.kind, kind::READ | kind::FLUSH)
+    }
+
     /// Its way, when it has its turn at `turn`, in a round of releases that began at `round`.
     pub(super) const fn leaving(&self, round: Moment, turn: Moment) -> Leaving {
         Leaving { sequence: self.sequence, kick: self.kick, made: self.made, round, turn }
@@ -266,7 +271,7 @@ impl GateReceiver {
 pub(super) struct Exits {
     pub(super) taps: Vec<Arc<Tap>>,
     /// None on a backup.
-    pub(super) disks: Option<Disks>,
+    pub(super) disks: Option<Arc<Disks>>,
     pub(super) terminal: Terminal,
 }
 
@@ -289,12 +294,12 @@ impl Exits {
 
     /// Whether all disk requests that were issued are done.
     pub(super) fn disks_are_idle(&self) -> bool {
-        self.disks.as_ref().is_none_or(Disks::are_idle)
+        self.disks.as_ref().is_none_or(|disks| disks.are_idle())
     }
 
     /// Issues a disk request.
-    pub(super) fn issue(&mut self, request: &DiskRequest<'_>) {
-        if !self.disks.as_mut().is_some_and(|disks| disks.issue(request)) {
+    fn issue(&self, request: &DiskRequest<'_>) {
+        if !self.disks.as_ref().is_some_and(|disks| disks.issue(request)) {
             tracing::error!(disk = request.disk, tag = request.tag, "a disk request could not be issued");
         }
     }

@@ -11,10 +11,11 @@ use tandem_logchan::transport::SendHalf;
 use super::PairError;
 use super::clock::now;
 use super::gated::{GateSender, notice};
-use super::passage::Passage;
+use super::passage::{Left, Passage};
 use super::shared::{Order, Shared};
+use crate::host::io::disk::Disks;
 use crate::host::tap::Tap;
-use crate::machine::output::{DiskRequest, Notice, Outputs, Packet};
+use crate::machine::output::{DiskOp, DiskRequest, Notice, Outputs, Packet};
 use crate::machine::virtio::net::offload::Offloads;
 use crate::replay::batch::{Batch, Traffic};
 use crate::replay::recorder::Log;
@@ -36,8 +37,10 @@ pub(super) struct PairLog {
     sender: Option<LogSender<Box<dyn SendHalf>>>,
     shared: Arc<Shared>,
     taps: Vec<Arc<Tap>>,
-    /// For packets whose log is acknowledged already.
+    /// For packets and writes whose log is acknowledged already.
     passage: Option<Passage>,
+    /// For requests that need not wait; `None`: they all go through the gate.
+    disks: Option<Arc<Disks>>,
     /// The first frame that an output waits for which went into the gate since the recorder last asked.
     held: Option<u64>,
     /// Outputs wait for the next batch, not for the last one.
@@ -64,6 +67,7 @@ impl PairLog {
             shared,
             taps,
             passage: None,
+            disks: None,
             held: None,
             next: true,
             urgent: false,
@@ -72,9 +76,14 @@ impl PairLog {
         }
     }
 
-    /// From now on packets may leave by themselves.
+    /// From now on packets may leave by themselves, and writes.
     pub(super) fn open_passage(&mut self, passage: Passage) {
         self.passage = Some(passage);
+    }
+
+    /// From now on disk requests that need not wait are issued by this thread.
+    pub(super) fn open_disks(&mut self, disks: Arc<Disks>) {
+        self.disks = Some(disks);
     }
 
     /// The frame after the last one sent. Alone, there is none to wait for.
@@ -153,6 +162,31 @@ impl PairLog {
             && self.passage.as_mut().is_some_and(|passage| passage.take(nic, packet, sequence, listening))
     }
 
+    /// Issues a read or a flush, if all requests before it have left.
+    ///
+    /// Neither is an output of the Output Rule: nobody can tell that it was made, and a backup that goes live without having heard of
+    /// what it came from loses nothing by it. A write is one: such a backup would find it on the disk.
+    fn issues(&self, request: &DiskRequest<'_>) -> bool {
+        !matches!(request.op, DiskOp::Write { .. })
+            && self.gate.is_empty()
+            && self.disks.as_ref().is_some_and(|disks| disks.issue(request))
+    }
+
+    /// Issues a write whose log, up to frame `sequence`, is acknowledged, by the rule of the gate. Packets before it must have left.
+    fn issues_write(&mut self, request: &DiskRequest<'_>, sequence: u64) -> bool {
+        if self.next || !self.gate.is_empty() {
+            return false;
+        }
+        let (Some(disks), Some(passage)) = (&self.disks, &mut self.passage) else { return false };
+        let listening = self.shared.listening.load(Ordering::Relaxed);
+        let Some(turn) = passage.admits(sequence, listening) else { return false };
+        let issued = disks.issue(request);
+        if issued {
+            self.gate.passed(&Left { packets: 1, turn, left: now(), queued: 0 });
+        }
+        issued
+    }
+
     /// Whether the side thread will look into the gate by itself: it waits for acks, and that of frame `first` is to come.
     fn is_expected(&self, sender: &LogSender<Box<dyn SendHalf>>, first: u64) -> bool {
         // Pairs with those in the side thread, before it looks into the gate.
@@ -191,10 +225,15 @@ impl Outputs for PairLog {
     }
 
     fn disk(&mut self, request: DiskRequest<'_>) {
+        if self.issues(&request) {
+            return;
+        }
         let sequence = self.awaited();
         self.let_go();
-        self.held.get_or_insert(sequence);
-        self.gate.disk(&request, sequence, now());
+        if !self.issues_write(&request, sequence) {
+            self.held.get_or_insert(sequence);
+            self.gate.disk(&request, sequence, now());
+        }
     }
 
     fn serial(&mut self, byte: u8) {

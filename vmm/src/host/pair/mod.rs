@@ -68,6 +68,8 @@ mod no_alloc;
 
 /// Packets that pass by the gate: by its rule, in order, and without an allocation.
 #[cfg(test)]
+mod disk_passage_tests;
+#[cfg(test)]
 mod passage_tests;
 
 use std::io;

@@ -1,8 +1,8 @@
-//! Packets that leave by themselves: their log is acknowledged when they are made.
+//! Packets and writes that leave by themselves: their log is acknowledged when they are made.
 //!
-//! Most packets rely on log that was sent before the guest computed them, and the ack has come by then. The thread that made
+//! Most of them rely on log that was sent before the guest computed them, and the ack has come by then. The thread that made
 //! them finds it in the socket and lets them out, by the same rule as the gate: all before them have left, their
-//! log is acknowledged, the lease holds. To wake the side thread for it would take longer than the packet does.
+//! log is acknowledged, the lease holds. To wake the side thread for it would take longer than a packet does.
 
 use std::sync::Arc;
 
@@ -60,15 +60,26 @@ impl Passage {
         self.burst.len() > 0
     }
 
-    /// Takes a packet that may leave with the next [`Self::leave`]: its log, up to frame `sequence`, is acknowledged. All
-    /// outputs before it must have left, or wait here. `taken_in`: what acks say is known as they come, a look into the socket
-    /// shows no more. `false`: it may not, or there is no room before the others have left.
-    pub(super) fn take(&mut self, nic: u8, packet: &Packet<'_>, sequence: u64, taken_in: bool) -> bool {
+    fn is_acknowledged(&mut self, sequence: u64, taken_in: bool) -> bool {
         if self.known < sequence && !self.vain {
             self.known = self.acks.received(if taken_in { 0 } else { sequence });
         }
         self.vain = self.known < sequence;
-        let taken = !self.vain && self.burst.push(nic, packet);
+        !self.vain
+    }
+
+    /// The time now, if an output that relies on the log up to frame `sequence` may leave, and all outputs before it have. `taken_in`: as
+    /// in [`Self::take`].
+    pub(super) fn admits(&mut self, sequence: u64, taken_in: bool) -> Option<Moment> {
+        let may = !self.is_waiting() && self.is_acknowledged(sequence, taken_in);
+        self.shared.lease.holds().filter(|_| may).map(Moment::from_nanos)
+    }
+
+    /// Takes a packet that may leave with the next [`Self::leave`]: its log, up to frame `sequence`, is acknowledged. All
+    /// outputs before it must have left, or wait here. `taken_in`: what acks say is known as they come, a look into the socket
+    /// shows no more. `false`: it may not, or there is no room before the others have left.
+    pub(super) fn take(&mut self, nic: u8, packet: &Packet<'_>, sequence: u64, taken_in: bool) -> bool {
+        let taken = self.is_acknowledged(sequence, taken_in) && self.burst.push(nic, packet);
         if taken {
             self.relies = sequence;
         }

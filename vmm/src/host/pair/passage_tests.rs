@@ -29,12 +29,12 @@ use crate::replay::builder::BatchBuilder;
 use crate::replay::recorder::Log;
 
 /// A primary's log with a passage, and what it leads to.
-struct Primary {
-    log: PairLog,
+pub(super) struct Primary {
+    pub(super) log: PairLog,
     builder: BatchBuilder,
     point: u64,
-    shared: Arc<Shared>,
-    gate: GateReceiver,
+    pub(super) shared: Arc<Shared>,
+    pub(super) gate: GateReceiver,
     /// Takes acks in, which nobody else does here.
     acks: AckReceiver<TcpReceive>,
     backup: LogReceiver<TcpDuplex>,
@@ -44,7 +44,7 @@ struct Primary {
 }
 
 impl Primary {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = tcp::connect(listener.local_addr().unwrap(), Duration::from_secs(5)).unwrap();
         let (send, receive) = tcp::primary(stream, &TcpConfig::default()).unwrap();
@@ -56,7 +56,7 @@ impl Primary {
         network.set_nonblocking(true).unwrap();
         let taps = vec![Arc::new(Tap::stand_in(File::from(OwnedFd::from(tap))))];
         let shared = Arc::new(Shared::new(Arc::new(VcpuBell::default())));
-        let (gate_sender, gate) = gate(0).unwrap();
+        let (gate_sender, gate) = gate(1).unwrap();
         let sender = LogSender::new(Box::new(send) as Box<_>, 1, state);
         let mut log = PairLog::new(gate_sender, Some(sender), Arc::clone(&shared), Vec::new());
         let glance = acks.glance().unwrap();
@@ -66,13 +66,13 @@ impl Primary {
     }
 
     /// Until when packets may pass, from now on.
-    fn lease(&self, length: Duration) {
+    pub(super) fn lease(&self, length: Duration) {
         let until = now().as_nanos() + length.as_nanos() as u64;
         self.shared.lease.set(until);
     }
 
     /// Sends a batch; the backup acknowledges it if it shall, and the ack lies in the socket.
-    fn commit(&mut self, acknowledged: bool) {
+    pub(super) fn commit(&mut self, acknowledged: bool) {
         self.point += 1;
         self.builder.input(self.point, &Input::Packet { nic: 0, packet: &[7; 60] });
         self.log.commit(self.builder.seal(self.point, self.point)).unwrap();
@@ -95,13 +95,13 @@ impl Primary {
     }
 
     /// What has reached the network.
-    fn seen(&self) -> Vec<u8> {
+    pub(super) fn seen(&self) -> Vec<u8> {
         let mut bytes = [0; 128];
         std::iter::from_fn(|| self.network.recv(&mut bytes).ok().map(|_| bytes[0])).collect()
     }
 
     /// What waits at the gate; all of it leaves, as far as the gate is concerned.
-    fn held(&mut self) -> usize {
+    pub(super) fn held(&mut self) -> usize {
         let mut held = 0;
         while self.gate.front().is_some() {
             self.gate.take();

@@ -174,7 +174,8 @@ pub fn primary(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairEr
 
     let board = board(config, pair.listen, &wiring, &parts.timing);
     let _server = serve(config, &board)?;
-    exits.disks = Some(Disks::start(&config.disks, wiring.completions, Arc::clone(&wiring.shared.lease))?);
+    let disks = Disks::start(&config.disks, wiring.completions, Arc::clone(&wiring.shared.lease))?;
+    let disks = Arc::clone(exits.disks.insert(Arc::new(disks)));
     tracing::info!(backup = %pair.listen, "waiting for the backup");
     let PrimaryEnds { sender, acks: receiver, state: acks, agreed } = connect(pair, &parts, shutdown)?;
     tracing::info!(backup = %pair.listen, generation = agreed.generation, "paired");
@@ -187,6 +188,7 @@ pub fn primary(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairEr
 
     let (gate_sender, gate_receiver) = new_gate(config)?;
     let mut log = PairLog::new(gate_sender, Some(sender), Arc::clone(&wiring.shared), exits.taps.clone());
+    log.open_disks(disks);
     if let Some(acks) = receiver.glance().filter(|_| !parts.timing.placed) {
         let burst = Burst::new(exits.taps.clone()).map_err(host("write into taps by io_uring"))?;
         log.open_passage(Passage::new(burst, acks, Arc::clone(&wiring.shared)));

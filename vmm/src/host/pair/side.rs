@@ -380,7 +380,7 @@ impl Loop {
         self.s.board.note(format!("took over in generation {generation}"));
         if let Some(completions) = self.s.completions.take() {
             match Disks::start(&self.s.disks, completions, Arc::clone(&self.s.shared.lease)) {
-                Ok(disks) => self.s.exits.disks = Some(disks),
+                Ok(disks) => self.s.exits.disks = Some(Arc::new(disks)),
                 // The guest sees its disks fail; its memory is still worth more than nothing.
                 Err(error) => tracing::error!(%error, "the disks cannot be opened"),
             }

@@ -24,6 +24,7 @@ impl Loop {
     /// Lets out what may leave.
     pub(super) fn release(&mut self) {
         let mut leaving: Option<Leaving> = None;
+        let mut round = None;
         while let Some(held) = self.s.gate.front() {
             let number = match self.bound {
                 Some(number) => number,
@@ -37,10 +38,10 @@ impl Loop {
             if self.s.side.releasable(turn) <= number || !self.s.exits.send(&held, &self.s.shared.lease) {
                 break;
             }
-            let this = held.leaving(leaving.map_or(turn, |before| before.round), turn);
+            let this = held.is_output().then(|| held.leaving(*round.get_or_insert(turn), turn));
             self.s.gate.take();
             // One look at the clock for the end of one and the turn of the next.
-            if let Some(before) = leaving.replace(this) {
+            if let Some(before) = std::mem::replace(&mut leaving, this) {
                 self.s.gate.delays.left(before, turn);
             }
             self.s.side.released(number + 1);
