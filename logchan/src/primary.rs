@@ -204,6 +204,12 @@ impl<S: SendHalf> LogSender<S> {
         self.half.queued()
     }
 
+    /// Bytes that may wait for the network, less what frames leave unused.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.half.capacity()
+    }
+
     /// What the backup has acknowledged.
     #[must_use]
     pub const fn acks(&self) -> &Arc<AckState> {

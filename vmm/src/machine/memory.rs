@@ -18,7 +18,7 @@ use std::sync::Arc;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress, VolatileMemory, VolatileSlice,
+    MemoryRegionAddress, VolatileSlice,
 };
 
 /// Guest physical memory as devices see it.
@@ -61,12 +61,6 @@ const READ_AHEAD: usize = 32;
 
 /// A page of memory.
 pub type Page = [u8; PAGE_SIZE];
-
-/// Words that are copied at a time, with a check for all of them.
-const SOME_WORDS: usize = 8;
-
-/// A page of memory as words, little-endian.
-pub type PageWords = [u64; PAGE_SIZE / 8];
 
 /// What the firmware's memory map says of a range (ACPI 6.5, table 15.2 "address range types").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -246,40 +240,6 @@ impl GuestRam {
         self.memory.write_slice(page, page_address(number)?).map_err(|_| MemoryError::NoSuchPage(number))
     }
 
-    /// Copies page `number` into `words`, some words at a time: for who goes on word by word, and where a copy of a page in
-    /// one instruction is slow (a CPU in software).
-    ///
-    /// # Errors
-    /// [`MemoryError::NoSuchPage`] if there is no RAM in it.
-    pub fn read_words(&self, number: u64, words: &mut PageWords) -> Result<(), MemoryError> {
-        let page = self.page(number)?;
-        let page = page.get_array_ref(0, PAGE_SIZE / 8 / SOME_WORDS);
-        let page = page.map_err(|_| MemoryError::NoSuchPage(number))?;
-        for (i, some) in words.as_chunks_mut::<SOME_WORDS>().0.iter_mut().enumerate() {
-            *some = page.ref_at(i).load();
-        }
-        Ok(())
-    }
-
-    /// Replaces page `number` by `words`.
-    ///
-    /// # Errors
-    /// [`MemoryError::NoSuchPage`] if there is no RAM in it; nothing is written then.
-    pub fn write_words(&self, number: u64, words: &PageWords) -> Result<(), MemoryError> {
-        let page = self.page(number)?;
-        let page = page.get_array_ref(0, PAGE_SIZE / 8 / SOME_WORDS);
-        let page = page.map_err(|_| MemoryError::NoSuchPage(number))?;
-        for (i, some) in words.as_chunks::<SOME_WORDS>().0.iter().enumerate() {
-            page.ref_at(i).store(*some);
-        }
-        Ok(())
-    }
-
-    fn page(&self, number: u64) -> Result<VolatileSlice<'_>, MemoryError> {
-        let page = ram(&self.memory, page_address(number)?.0, PAGE_SIZE as u64);
-        page.ok_or(MemoryError::NoSuchPage(number))
-    }
-
     /// Calls `visit` with each page's number and a copy of its content, in order of number. The vCPU must be
     /// stopped if the copies are to belong together.
     ///
@@ -383,10 +343,7 @@ mod tests {
         );
         let last = (MMIO_END + above) / PAGE_SIZE as u64 - 1;
         assert_eq!(ram.pages().last(), Some(last));
-        ram.write_words(last, &[u64::from_ne_bytes([0x5a; 8]); PAGE_SIZE / 8]).unwrap();
-        let mut words = [0; PAGE_SIZE / 8];
-        ram.read_words(last, &mut words).unwrap();
-        assert_eq!(words, [u64::from_ne_bytes([0x5a; 8]); PAGE_SIZE / 8]);
+        ram.write_page(last, &[0x5a; PAGE_SIZE]).unwrap();
         let mut page = [0; PAGE_SIZE];
         ram.read_page(last, &mut page).unwrap();
         assert_eq!(page, [0x5a; PAGE_SIZE]);
@@ -396,7 +353,6 @@ mod tests {
                 matches!(ram.read_page(number, &mut page), Err(MemoryError::NoSuchPage(n)) if n == number)
             );
             assert!(ram.write_page(number, &page).is_err());
-            assert!(ram.read_words(number, &mut words).is_err() && ram.write_words(number, &words).is_err());
         }
         assert!(ram.read_page(u64::MAX, &mut page).is_err());
     }

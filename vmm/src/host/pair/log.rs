@@ -25,8 +25,9 @@ use crate::role::Moment;
 /// How long to wait for room in a full log before looking at the orders again.
 const FULL_PAUSE: Duration = Duration::from_millis(1);
 
-/// With more bytes of the log than that waiting for the network, it is the network that the pair waits for.
-const QUEUED: usize = 1 << 20;
+/// Half of the log's room waits for the network: soon the guest would. Until then to pack a forced stop is not worth the
+/// guest's time, which stands still meanwhile.
+const SCARCE: usize = 2;
 
 /// The longest pause at a time that slows a primary whose backup lags.
 const LONGEST_PAUSE: Duration = Duration::from_millis(5);
@@ -265,7 +266,7 @@ impl Log for PairLog {
     }
 
     fn scarce(&self) -> bool {
-        self.sender.as_ref().is_some_and(|sender| sender.queued() > QUEUED)
+        self.sender.as_ref().is_some_and(|sender| sender.queued() > sender.capacity() / SCARCE)
     }
 
     fn wait_for_next(&mut self, next: bool) {
