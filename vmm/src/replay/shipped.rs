@@ -150,8 +150,11 @@ mod tests {
                 for (at, byte) in writes {
                     page[at] = byte;
                 }
+                let (mut known, mut plain) = (*here.place(number), Vec::new());
+                let by_any_cpu = ship_lines(&mut known, page, &mut plain);
                 let mut lines = Vec::new();
                 let changed = here.ship(number, page, &mut lines);
+                prop_assert_eq!((by_any_cpu, &plain), (changed, &lines));
                 let mut sent = lines.as_chunks::<LINE>().0;
                 prop_assert_eq!(there.receive(number, changed, &mut sent), Some(&*page));
                 prop_assert!(sent.is_empty());
