@@ -33,6 +33,8 @@ pub enum Guest {
         cmdline: String,
         /// Whether it has a TSC, which the kernel module serves; it then watches its own clocks.
         trapped_tsc: bool,
+        /// A disk with an ext4, on which redis-server keeps its data.
+        data: Option<PathBuf>,
     },
 }
 
@@ -170,20 +172,27 @@ pub fn config_text(spec: &Spec) -> String {
         Guest::Embedded => {
             format!("memory_mib = 64\nkernel = \"embedded\"\ncmdline = \"ip={GUEST_NETWORK}\"\n")
         }
-        Guest::Linux { kernel, initrd, cmdline, trapped_tsc } => format!(
+        Guest::Linux { kernel, initrd, cmdline, trapped_tsc, data } => format!(
             "memory_mib = 256\nkernel = {:?}\ninitrd = {:?}\ncmdline = {:?}\ntsc = {:?}\n",
             kernel.display().to_string(),
             initrd.display().to_string(),
             format!(
-                "{cmdline} tandem.ip={GUEST_NETWORK}{}",
-                if *trapped_tsc { " tandem.clocks" } else { "" }
+                "{cmdline} tandem.ip={GUEST_NETWORK}{}{}",
+                if *trapped_tsc { " tandem.clocks" } else { "" },
+                if data.is_some() { " tandem.data" } else { "" },
             )
             .trim(),
             if *trapped_tsc { "trapped" } else { "hidden" },
         ),
     };
+    let disk = match &spec.guest {
+        Guest::Linux { data: Some(data), .. } => {
+            format!("[[disk]]\npath = {:?}\n\n", data.display().to_string())
+        }
+        _ => String::new(),
+    };
     format!(
-        "name = {:?}\n\n[machine]\n{machine}tick_bound_ms = {}\n\n{}[serial]\noutput = \"stdout\"\n\n{}",
+        "name = {:?}\n\n[machine]\n{machine}tick_bound_ms = {}\n\n{}{disk}[serial]\noutput = \"stdout\"\n\n{}",
         spec.name,
         spec.pace.tick_bound_ms,
         net_section(),
@@ -248,6 +257,7 @@ mod tests {
             initrd: kernel,
             cmdline: "console=ttyS0".to_owned(),
             trapped_tsc: true,
+            data: Some(dir.path().join("data.ext4")),
         };
         for guest in [Guest::Embedded, linux] {
             let spec = Spec { name: "lab".to_owned(), guest, pace: Pace::EMULATED };

@@ -57,6 +57,7 @@ pub fn guest() -> anyhow::Result<Guest> {
         initrd,
         cmdline: cmdline()?,
         trapped_tsc: Path::new(DEVICE).exists(),
+        data: None,
     })
 }
 

@@ -10,6 +10,7 @@ mod clock;
 mod connection;
 mod ledger;
 mod outage;
+mod read_back;
 mod resp;
 mod within;
 mod worker;
@@ -71,7 +72,7 @@ impl Load {
 }
 
 /// What came of it.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Report {
     /// INCR and SET that were acknowledged.
     pub acked: u64,
@@ -89,9 +90,44 @@ pub struct Report {
     replies: Vec<Instant>,
     /// As in [`Load`].
     stragglers: Duration,
+    /// What the client was told.
+    ledgers: Vec<Ledger>,
 }
 
+/// Violations kept word by word.
+const KEPT: usize = 8;
+
 impl Report {
+    fn keep(&mut self, violation: Violation) {
+        self.violation_count += 1;
+        if self.violations.len() < KEPT {
+            self.violations.push(violation);
+        }
+    }
+
+    /// Keys are not as they must be in the end.
+    fn found(&mut self, violations: Vec<Violation>) {
+        for violation in violations {
+            self.lost += violation.lost;
+            self.keep(violation);
+        }
+    }
+
+    /// Reads every key back from a server that claims to have all that was acknowledged to the client, and adds what is wrong.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn read_back(
+        &mut self,
+        namespace: &Namespace,
+        server: SocketAddrV4,
+        patience: Duration,
+    ) -> anyhow::Result<()> {
+        let found = namespace.enter(|| read_back::read_back(self.ledgers.iter(), server, patience))??;
+        self.found(found);
+        Ok(())
+    }
+
     /// From `event` (the kill of the server's host, say) to the first reply of whoever serves after it;
     /// `None` if none came.
     #[must_use]

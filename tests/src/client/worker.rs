@@ -1,23 +1,17 @@
 //! The client's thread: all connections in one loop.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::connection::{Connection, Rhythm};
-use super::ledger::{Ledger, Violation};
-use super::resp::{Parser, Reply, request};
+use super::ledger::Ledger;
+use super::read_back::read_back;
 use super::{Load, Report, Shared};
 use crate::process::pin_this_thread;
 use crate::random::Random;
 
-/// Violations kept word by word.
-const KEPT: usize = 8;
 /// Longest sleep: how soon a wish to stop is seen.
 const NAP: Duration = Duration::from_millis(5);
-/// Keys asked for in one go at the end.
-const READ_BACK: usize = 64;
 
 /// Works until told to stop.
 pub(super) fn work(load: &Load, shared: &Shared) -> anyhow::Result<Report> {
@@ -88,7 +82,7 @@ impl<'a> Work<'a> {
                 continue;
             }
             let report = &mut self.report;
-            if connection.receive(now, |violation| keep(report, violation)) {
+            if connection.receive(now, |violation| report.keep(violation)) {
                 let nanos = now.saturating_duration_since(self.shared.epoch).as_nanos() as u64;
                 self.shared.replied[number].store(nanos.max(1), Ordering::Relaxed);
                 any = true;
@@ -108,54 +102,19 @@ impl<'a> Work<'a> {
         self.ledgers().map(Ledger::acked).sum()
     }
 
-    /// Asks for every key on a new connection and judges the answers.
+    /// Asks for every key and judges the answers.
     fn read_back(&mut self, load: &Load) -> anyhow::Result<()> {
-        let mut stream = TcpStream::connect_timeout(&SocketAddr::V4(load.server), load.patience)?;
-        stream.set_read_timeout(Some(load.patience))?;
-        stream.set_nodelay(true)?;
-        let mut parser = Parser::default();
-        let mut found = Vec::new();
-        for ledger in self.ledgers() {
-            for keys in ledger.keys().chunks(READ_BACK) {
-                let mut requests = Vec::new();
-                keys.iter().for_each(|(_, _, key)| request(&[b"GET", key.as_bytes()], &mut requests));
-                stream.write_all(&requests)?;
-                for (kind, index, _) in keys {
-                    let reply = next_reply(&mut stream, &mut parser)?;
-                    found.extend(ledger.judge(*kind, *index, &reply).err());
-                }
-            }
-        }
-        for violation in found {
-            self.report.lost += violation.lost;
-            keep(&mut self.report, violation);
-        }
+        let found = read_back(self.ledgers(), load.server, load.patience)?;
+        self.report.found(found);
         Ok(())
     }
 
     fn report(self) -> Report {
         let connections_lost = self.connections.iter().map(|connection| connection.lost).sum();
-        Report { acked: self.acked(), connections_lost, ..self.report }
-    }
-}
-
-fn keep(report: &mut Report, violation: Violation) {
-    report.violation_count += 1;
-    if report.violations.len() < KEPT {
-        report.violations.push(violation);
-    }
-}
-
-fn next_reply(stream: &mut TcpStream, parser: &mut Parser) -> anyhow::Result<Reply> {
-    let mut buffer = [0; 16 << 10];
-    loop {
-        if let Some(reply) = parser.take()? {
-            return Ok(reply);
-        }
-        match stream.read(&mut buffer)? {
-            0 => anyhow::bail!("the server closed the connection while it was read back"),
-            len => parser.push(&buffer[..len]),
-        }
+        let acked = self.acked();
+        let ledgers = self.connections.into_iter();
+        let ledgers = ledgers.flat_map(|connection| connection.closed.into_iter().chain([connection.ledger]));
+        Report { acked, connections_lost, ledgers: ledgers.collect(), ..self.report }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The demonstration: what protection costs, and that nothing is lost when the primary dies.
 
+mod disk;
 mod measure;
 mod story;
 mod survive;
@@ -12,6 +13,7 @@ use crate::config::Pace;
 use measure::{Cost, cost};
 use survive::survive;
 
+pub use disk::make as make_disk;
 pub use story::Story;
 
 /// The line at the end.
@@ -57,6 +59,8 @@ impl Verdict {
 pub struct Plan {
     /// What protection costs, before the failure.
     pub cost: bool,
+    /// That it is all on the guest's disk, behind it.
+    pub disk: bool,
 }
 
 /// Shows everything and tells it to `say`. What it could find out before an error is in `verdict`.
@@ -86,7 +90,11 @@ pub fn demo(bed: &mut Bed, plan: Plan, say: &Story, verdict: &mut Verdict) -> an
         let _booting = say.step("the protected pair boots")?;
         bed.pair()?
     };
-    survive(bed, &mut pair, say, verdict)
+    let mut report = survive(bed, &mut pair, say, verdict)?;
+    if plan.disk && verdict.verdict == "ok" {
+        disk::outlast(bed, &mut pair, &mut report, say, verdict)?;
+    }
+    Ok(())
 }
 
 fn tell_emulation(say: &Story, pace: &Pace) -> anyhow::Result<()> {

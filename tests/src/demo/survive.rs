@@ -19,7 +19,12 @@ const CLOCK: Duration = Duration::from_millis(20);
 const HELD_UP: f64 = 0.5;
 
 /// Kills the primary under load, tells what came of it, and judges it.
-pub(super) fn survive(bed: &Bed, pair: &mut Pair, say: &Story, verdict: &mut Verdict) -> anyhow::Result<()> {
+pub(super) fn survive(
+    bed: &Bed,
+    pair: &mut Pair,
+    say: &Story,
+    verdict: &mut Verdict,
+) -> anyhow::Result<Report> {
     let mut random = Random::new(fresh_seed());
     let load = bed.load(random.next());
     let connections = load.busy + load.paced;
@@ -94,7 +99,7 @@ pub(super) fn survive(bed: &Bed, pair: &mut Pair, say: &Story, verdict: &mut Ver
             judge_clocks(&clock, within.zip(seen_before), longest)
         })
         .unwrap_or_else(|| "ok".to_owned());
-    Ok(())
+    Ok(report)
 }
 
 fn tell_clock(say: &Story, clock: &ClockReport, within: Option<&Within>) -> anyhow::Result<()> {
