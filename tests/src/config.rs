@@ -252,12 +252,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let kernel = dir.path().join("bzImage");
         fs::write(&kernel, "").unwrap();
+        let data = dir.path().join("data.ext4");
+        fs::write(&data, [0; 512]).unwrap();
         let linux = Guest::Linux {
             kernel: kernel.clone(),
             initrd: kernel,
             cmdline: "console=ttyS0".to_owned(),
             trapped_tsc: true,
-            data: Some(dir.path().join("data.ext4")),
+            data: Some(data),
         };
         for guest in [Guest::Embedded, linux] {
             let spec = Spec { name: "lab".to_owned(), guest, pace: Pace::EMULATED };
