@@ -114,7 +114,7 @@ endif
 test-loom: ## the channel's and the module's rings under loom
 	RUSTFLAGS="--cfg loom" $(CARGO) test --release --package tandem-logchan --package tandem-kmod-brain --test loom --target-dir target/loom
 
-test-linux: ## the Linux guest under QEMU and virtme-ng: record, replay, and a pair that loses its primary
+test-linux: ## the Linux guest under QEMU and virtme-ng: record, replay, a pair that loses its primary, and its disk
 	$(CARGO) build --release --package tandem-vmm --package tandem-tests
 	tests/linux/check
 
