@@ -180,6 +180,12 @@ impl Bed {
         })
     }
 
+    /// A file of all VMs, beside those that each has for itself.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
     /// Leaves the files of the last VM where they are, for somebody to look at. Returns where.
     pub fn keep(&mut self) -> PathBuf {
         (self.kept, self.keep_last) = (true, true);

@@ -1,14 +1,13 @@
 //! `make demo` and `make demo-linux`.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::{Parser, ValueEnum};
 use tandem_tests::bed::{Bed, Program};
-use tandem_tests::config::{Guest, Pace, Spec, run_directory};
-use tandem_tests::demo::{Plan, Story, Verdict, demo, make_disk};
+use tandem_tests::config::{Guest, Pace, Spec};
+use tandem_tests::demo::{Plan, Story, Verdict, demo};
 use tandem_tests::linux::{self, Place, Time};
 use tandem_tests::{lab, redis_benchmark};
 use tandem_vmm::host::shutdown::Shutdown;
@@ -46,15 +45,6 @@ enum Which {
     Linux,
 }
 
-/// A directory that goes away with it.
-struct Scratch(PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 fn main() -> ExitCode {
     let args = Args::parse();
     let mut verdict = Verdict::new(if args.guest == Which::Linux { "linux" } else { "embedded" });
@@ -81,7 +71,7 @@ fn run(args: &Args, verdict: &mut Verdict) -> anyhow::Result<()> {
         bail!("redis-benchmark is missing: install redis-tools");
     }
     let program = if args.standin { Program::stand_in(None)? } else { Program::tandem()? };
-    let (mut guest, pace) = match args.guest {
+    let (guest, pace) = match args.guest {
         Which::Embedded => (Guest::Embedded, Pace::NATIVE),
         Which::Linux => {
             match linux::place(program.path())? {
@@ -96,14 +86,6 @@ fn run(args: &Args, verdict: &mut Verdict) -> anyhow::Result<()> {
             }
         }
     };
-    let mut scratch = None;
-    if args.disk {
-        let Guest::Linux { data, .. } = &mut guest else { bail!("--disk wants --guest linux") };
-        let directory = scratch.insert(Scratch(run_directory("disk")?));
-        let disk = directory.0.join("data.ext4");
-        make_disk(&disk)?;
-        *data = Some(disk);
-    }
     let say = Story::new(io::stdout(), pace.is_emulated());
     let spec = Spec { name: "demo".to_owned(), guest, pace };
     let mut bed = Bed::new("demo", program, spec, Shutdown::on_signals()?)?;

@@ -105,26 +105,15 @@ impl Report {
         }
     }
 
-    /// Keys are not as they must be in the end.
-    fn found(&mut self, violations: Vec<Violation>) {
-        for violation in violations {
-            self.lost += violation.lost;
-            self.keep(violation);
-        }
-    }
-
-    /// Reads every key back from a server that claims to have all that was acknowledged to the client, and adds what is wrong.
+    /// Reads every key back from a server that must have all that was acknowledged to the client, and adds what is wrong.
     ///
     /// # Errors
     /// When it cannot be asked.
-    pub fn read_back(
-        &mut self,
-        namespace: &Namespace,
-        server: SocketAddrV4,
-        patience: Duration,
-    ) -> anyhow::Result<()> {
-        let found = namespace.enter(|| read_back::read_back(self.ledgers.iter(), server, patience))??;
-        self.found(found);
+    pub fn read_back(&mut self, server: SocketAddrV4, patience: Duration) -> anyhow::Result<()> {
+        for violation in read_back::read_back(&self.ledgers, server, patience)? {
+            self.lost += violation.lost;
+            self.keep(violation);
+        }
         Ok(())
     }
 

@@ -14,8 +14,8 @@ const AT_ONCE: usize = 64;
 ///
 /// # Errors
 /// When the server cannot be asked.
-pub(super) fn read_back<'a>(
-    ledgers: impl Iterator<Item = &'a Ledger>,
+pub(super) fn read_back(
+    ledgers: &[Ledger],
     server: SocketAddrV4,
     patience: Duration,
 ) -> anyhow::Result<Vec<Violation>> {

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use super::connection::{Connection, Rhythm};
 use super::ledger::Ledger;
-use super::read_back::read_back;
 use super::{Load, Report, Shared};
 use crate::process::pin_this_thread;
 use crate::random::Random;
@@ -33,10 +32,11 @@ pub(super) fn work(load: &Load, shared: &Shared) -> anyhow::Result<Report> {
         }
         work.turn(false);
     }
-    if let Err(error) = work.read_back(load) {
-        work.report.unreachable = Some(format!("{error:#}"));
+    let mut report = work.report();
+    if let Err(error) = report.read_back(load.server, load.patience) {
+        report.unreachable = Some(format!("{error:#}"));
     }
-    Ok(work.report())
+    Ok(report)
 }
 
 struct Work<'a> {
@@ -100,13 +100,6 @@ impl<'a> Work<'a> {
 
     fn acked(&self) -> u64 {
         self.ledgers().map(Ledger::acked).sum()
-    }
-
-    /// Asks for every key and judges the answers.
-    fn read_back(&mut self, load: &Load) -> anyhow::Result<()> {
-        let found = read_back(self.ledgers(), load.server, load.patience)?;
-        self.report.found(found);
-        Ok(())
     }
 
     fn report(self) -> Report {

@@ -13,7 +13,6 @@ use crate::config::Pace;
 use measure::{Cost, cost};
 use survive::survive;
 
-pub use disk::make as make_disk;
 pub use story::Story;
 
 /// The line at the end.
@@ -59,7 +58,7 @@ impl Verdict {
 pub struct Plan {
     /// What protection costs, before the failure.
     pub cost: bool,
-    /// That it is all on the guest's disk, behind it.
+    /// That it is all on the guest's disk, behind it; the bed's VMs have one then.
     pub disk: bool,
 }
 
@@ -68,6 +67,9 @@ pub struct Plan {
 /// # Errors
 /// When something does not work that must, or the user wants to stop.
 pub fn demo(bed: &mut Bed, plan: Plan, say: &Story, verdict: &mut Verdict) -> anyhow::Result<()> {
+    if plan.disk {
+        disk::give(bed)?;
+    }
     say.line("Two hosts and a client, made of network namespaces; nothing leaves this machine.")?;
     if bed.spec.pace.is_emulated() {
         tell_emulation(say, &bed.spec.pace)?;

@@ -209,7 +209,7 @@ impl StopImage {
         if len > PART_LIMIT {
             return Err(StopError::Damaged("too many pages"));
         }
-        let mark = if last { 0 } else { mark::MORE };
+        let more = if last { 0 } else { mark::MORE };
         let head = |mark: u8, to: &mut [u8]| {
             to[0] = mark;
             to[1..HEAD].copy_from_slice(&(len as u32).to_le_bytes());
@@ -217,7 +217,7 @@ impl StopImage {
         match packing {
             Packing::Plain => {
                 let part = &mut archive[ROOM - HEAD..];
-                head(mark | mark::PLAIN, part);
+                head(more | mark::PLAIN, part);
                 Ok(part)
             }
             Packing::Lz4 => {
@@ -226,7 +226,7 @@ impl StopImage {
                 if packed.len() < room {
                     packed.resize(room, 0);
                 }
-                head(mark, packed);
+                head(more, packed);
                 let (from, to) = (&archive[ROOM..], &mut packed[HEAD..]);
                 let len =
                     lz4::block::compress_to_buffer(from, Some(HASTE), false, to).map_err(incompressible)?;

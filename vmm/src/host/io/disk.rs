@@ -41,7 +41,7 @@ const STRETCH: usize = 1 << 20;
 const LOOK: Duration = Duration::from_millis(1);
 
 /// Room for one disk's requests in flight (8 MiB at most), twice over for what the ring skips at its end.
-const ROOM: usize = 16 << 20;
+pub const ROOM: usize = 16 << 20;
 
 mod op {
     pub(super) const READ: u8 = 0;

@@ -11,7 +11,7 @@ use tandem_logchan::ring::{self, Consumer, Producer};
 
 use super::delay::{Delays, Leaving};
 use super::passage::Left;
-use crate::host::io::disk::Disks;
+use crate::host::io::disk::{self, Disks};
 use crate::host::io::terminal::Terminal;
 use crate::host::leased::LeaseEnd;
 use crate::host::run::open_outputs::report;
@@ -25,16 +25,13 @@ const HEADER: usize = 48;
 /// Bytes of packets that may wait; beyond that they are lost, as in any network card.
 const PACKET_ROOM: usize = 8 << 20;
 
-/// Room for one disk's requests in flight (8 MiB at most), twice over for what the ring skips at its end.
-const DISK_ROOM: usize = 16 << 20;
-
 mod kind {
     pub(super) const PACKET: u8 = 1;
     pub(super) const TERMINAL: u8 = 2;
     pub(super) const READ: u8 = 3;
     pub(super) const WRITE: u8 = 4;
     pub(super) const FLUSH: u8 = 5;
-    /// Packets that have left by themselves: to be counted.
+    /// Outputs that have left by themselves: to be counted.
     pub(super) const LEFT: u8 = 6;
 }
 
@@ -98,7 +95,7 @@ impl Held<'_> {
 /// # Errors
 /// As [`Delays::new`].
 pub(super) fn gate(disks: usize) -> Result<(GateSender, GateReceiver), CreationError> {
-    let (producer, consumer) = ring::ring(2 * PACKET_ROOM + disks * DISK_ROOM);
+    let (producer, consumer) = ring::ring(2 * PACKET_ROOM + disks * disk::ROOM);
     let (left, delays) = (Arc::new(AtomicU64::new(0)), Delays::new()?);
     Ok((
         GateSender {
@@ -146,12 +143,12 @@ impl GateSender {
         self.put == self.left.load(Ordering::Acquire)
     }
 
-    /// Packets have left by themselves.
+    /// Outputs have left by themselves.
     pub(super) fn passed(&mut self, burst: &Left) {
         let made = Moment::from_nanos(burst.turn.as_nanos() - burst.queued);
         let way = (burst.turn.as_nanos(), burst.left.as_nanos());
         // Without room they are not counted.
-        let _ = self.put((kind::LEFT, 0, burst.packets), way, (0, made), &[]);
+        let _ = self.put((kind::LEFT, 0, burst.outputs), way, (0, made), &[]);
     }
 
     /// The guest kicked off the outputs that follow; or they come of an input, and begin when they are made.
@@ -219,13 +216,13 @@ impl GateReceiver {
     pub(super) fn front(&mut self) -> Option<Held<'_>> {
         while *self.ring.front()?.first()? == kind::LEFT {
             let burst = self.read()?;
-            let (made, packets) = (burst.made, u64::from(burst.len));
+            let (made, outputs) = (burst.made, u64::from(burst.len));
             let (turn, took) = (burst.tag, burst.offset.saturating_sub(burst.tag));
             let leaving = burst.leaving(made, Moment::from_nanos(turn));
             // One system call wrote them all: each has an equal part of it.
-            let after = |count: u64| Moment::from_nanos(turn + took * count / packets.max(1));
-            for packet in 0..packets {
-                self.delays.passed(Leaving { turn: after(packet), ..leaving }, after(packet + 1));
+            let after = |count: u64| Moment::from_nanos(turn + took * count / outputs.max(1));
+            for output in 0..outputs {
+                self.delays.passed(Leaving { turn: after(output), ..leaving }, after(output + 1));
             }
             self.passed += 1;
             self.drop_front();

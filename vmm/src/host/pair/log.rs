@@ -154,13 +154,14 @@ impl PairLog {
         self.held.get_or_insert(sequence);
     }
 
+    /// Whether outputs made now wait neither for the next batch nor for others at the gate.
+    fn may_pass(&self) -> bool {
+        !self.next && self.gate.is_empty()
+    }
+
     /// Whether a packet will leave with the next [`Self::let_go`].
     fn passes(&mut self, nic: u8, packet: &Packet<'_>, sequence: u64) -> bool {
-        // Who listens takes acks in as they come: there is nothing more to be seen in the socket.
-        let listening = self.shared.listening.load(Ordering::Relaxed);
-        !self.next
-            && self.gate.is_empty()
-            && self.passage.as_mut().is_some_and(|passage| passage.take(nic, packet, sequence, listening))
+        self.may_pass() && self.passage.as_mut().is_some_and(|passage| passage.take(nic, packet, sequence))
     }
 
     /// Issues a read or a flush, if all requests before it have left.
@@ -175,15 +176,14 @@ impl PairLog {
 
     /// Issues a write whose log, up to frame `sequence`, is acknowledged, by the rule of the gate. Packets before it must have left.
     fn issues_write(&mut self, request: &DiskRequest<'_>, sequence: u64) -> bool {
-        if self.next || !self.gate.is_empty() {
+        if !self.may_pass() {
             return false;
         }
         let (Some(disks), Some(passage)) = (&self.disks, &mut self.passage) else { return false };
-        let listening = self.shared.listening.load(Ordering::Relaxed);
-        let Some(turn) = passage.admits(sequence, listening) else { return false };
+        let Some(turn) = passage.admits(sequence) else { return false };
         let issued = disks.issue(request);
         if issued {
-            self.gate.passed(&Left { packets: 1, turn, left: now(), queued: 0 });
+            self.gate.passed(&Left { outputs: 1, turn, left: now(), queued: 0 });
         }
         issued
     }

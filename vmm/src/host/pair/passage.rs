@@ -5,6 +5,7 @@
 //! log is acknowledged, the lease holds. To wake the side thread for it would take longer than a packet does.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tandem_logchan::glance::AckGlance;
 
@@ -29,10 +30,10 @@ pub(super) struct Passage {
     written: u64,
 }
 
-/// Packets that have left together.
+/// Outputs that have left together: packets, or a write.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Left {
-    pub(super) packets: u32,
+    pub(super) outputs: u32,
     /// When it was their turn, and when they had left.
     pub(super) turn: Moment,
     pub(super) left: Moment,
@@ -60,26 +61,28 @@ impl Passage {
         self.burst.len() > 0
     }
 
-    fn is_acknowledged(&mut self, sequence: u64, taken_in: bool) -> bool {
+    fn is_acknowledged(&mut self, sequence: u64) -> bool {
         if self.known < sequence && !self.vain {
+            // Who listens takes acks in as they come: there is nothing more to be seen in the socket.
+            let taken_in = self.shared.listening.load(Ordering::Relaxed);
             self.known = self.acks.received(if taken_in { 0 } else { sequence });
         }
         self.vain = self.known < sequence;
         !self.vain
     }
 
-    /// The time now, if an output that relies on the log up to frame `sequence` may leave, and all outputs before it have. `taken_in`: as
-    /// in [`Self::take`].
-    pub(super) fn admits(&mut self, sequence: u64, taken_in: bool) -> Option<Moment> {
-        let may = !self.is_waiting() && self.is_acknowledged(sequence, taken_in);
-        self.shared.lease.holds().filter(|_| may).map(Moment::from_nanos)
+    /// The time now, if an output that relies on the log up to frame `sequence` may leave, and all outputs before it have.
+    pub(super) fn admits(&mut self, sequence: u64) -> Option<Moment> {
+        if self.is_waiting() || !self.is_acknowledged(sequence) {
+            return None;
+        }
+        self.shared.lease.holds().map(Moment::from_nanos)
     }
 
     /// Takes a packet that may leave with the next [`Self::leave`]: its log, up to frame `sequence`, is acknowledged. All
-    /// outputs before it must have left, or wait here. `taken_in`: what acks say is known as they come, a look into the socket
-    /// shows no more. `false`: it may not, or there is no room before the others have left.
-    pub(super) fn take(&mut self, nic: u8, packet: &Packet<'_>, sequence: u64, taken_in: bool) -> bool {
-        let taken = self.is_acknowledged(sequence, taken_in) && self.burst.push(nic, packet);
+    /// outputs before it must have left, or wait here. `false`: it may not, or there is no room before the others have left.
+    pub(super) fn take(&mut self, nic: u8, packet: &Packet<'_>, sequence: u64) -> bool {
+        let taken = self.is_acknowledged(sequence) && self.burst.push(nic, packet);
         if taken {
             self.relies = sequence;
         }
@@ -88,12 +91,12 @@ impl Passage {
 
     /// Lets them out, if the lease holds; if not, they stay.
     pub(super) fn leave(&mut self) -> Option<Left> {
-        let packets = self.burst.len() as u32;
+        let outputs = self.burst.len() as u32;
         let turn = Moment::from_nanos(self.burst.write(&self.shared.lease)?);
         let left = now();
         let queued = self.written;
         self.written += left.since(turn);
-        Some(Left { packets, turn, left, queued })
+        Some(Left { outputs, turn, left, queued })
     }
 
     /// The packets that may not leave, for the gate; with the frame that they rely on. Call [`Self::forget`] behind it.
