@@ -12,6 +12,7 @@ use crate::ack::{ACK_FRAME_LEN, Ack, AckFlags};
 use crate::doorbell::Doorbell;
 use crate::frame::{Envelope, Frame, FrameError, HEADER_LEN, Kind, MAX_FRAME};
 use crate::loss::Loss;
+use crate::polling::HaltPolling;
 use crate::progress::Progress;
 use crate::ring::{Consumer, Producer, ReserveError, ring};
 use crate::transport::{Duplex, Waker};
@@ -22,8 +23,13 @@ pub fn pair<D: Duplex>(transport: D, generation: u64, ring_bytes: usize) -> (Log
     let (producer, consumer) = ring(ring_bytes.max(2 * (MAX_FRAME + 64)));
     let frames = Arc::new(Doorbell::new());
     let progress = Arc::new(Progress::new());
-    let reader =
-        LogReader { consumer, frames: frames.clone(), room: transport.waker(), progress: progress.clone() };
+    let reader = LogReader {
+        consumer,
+        frames: frames.clone(),
+        room: transport.waker(),
+        progress: progress.clone(),
+        polling: HaltPolling::new(Duration::ZERO),
+    };
     let receiver = LogReceiver {
         transport,
         ring: producer,
@@ -330,6 +336,7 @@ pub struct LogReader {
     frames: Arc<Doorbell>,
     room: Waker,
     progress: Arc<Progress>,
+    polling: HaltPolling,
 }
 
 /// What a [`LogReader::next`] found.
@@ -344,19 +351,17 @@ pub enum Next<'a> {
 }
 
 impl LogReader {
+    /// From now on [`Self::next`] looks for so long before it sleeps, while frames come as often as that; zero, as
+    /// it begins: never. It takes the core's time, unless somebody else wants it.
+    pub const fn poll_for(&mut self, limit: Duration) {
+        self.polling = HaltPolling::new(limit);
+    }
+
     /// The oldest frame not released, waiting for it up to the timeout (none: for ever).
     ///
     /// # Errors
     /// [`FrameError`] only if the ring's memory was overwritten: frames in it were verified.
     pub fn next(&mut self, timeout: Option<Duration>) -> Result<Next<'_>, FrameError> {
-        self.next_spinning(0, timeout)
-    }
-
-    /// As [`Self::next`], but looks `spins` times before it sleeps.
-    ///
-    /// # Errors
-    /// As [`Self::next`].
-    pub fn next_spinning(&mut self, spins: u32, timeout: Option<Duration>) -> Result<Next<'_>, FrameError> {
         let mut began = None;
         loop {
             let seen = self.frames.look();
@@ -367,13 +372,15 @@ impl LogReader {
                 return Ok(Next::End);
             }
             // A wake may be for nothing: what counts is the clock, which is read only where there is nothing to do.
-            let left = timeout
-                .map(|timeout| timeout.saturating_sub(began.get_or_insert_with(Instant::now).elapsed()));
+            let waited = began.get_or_insert_with(Instant::now).elapsed();
+            let left = timeout.map(|timeout| timeout.saturating_sub(waited));
             if left == Some(Duration::ZERO) {
+                self.polling.waited(waited);
                 return Ok(Next::Empty);
             }
-            self.frames.spin_then_wait(seen, spins, left);
+            self.frames.poll_then_wait(seen, self.polling.window(), left);
         }
+        self.polling.waited(began.map_or(Duration::ZERO, |began| began.elapsed()));
         self.consumer.front().map_or(Ok(Next::Empty), |bytes| Frame::verified_before(bytes).map(Next::Frame))
     }
 
@@ -407,6 +414,7 @@ impl LogReader {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::frame::{Flags, Header, encode};
     use crate::transport::inproc;
 
     /// The receiver rings once more for a frame that the reader has seen already, and a futex wakes for nothing.
@@ -428,5 +436,39 @@ mod tests {
         assert_eq!(reader.next(Some(Duration::ZERO)).unwrap(), Next::Empty);
         drop(receiver);
         assert_eq!(reader.next(Some(timeout)).unwrap(), Next::End);
+    }
+
+    /// Sleeping is what rings for nobody have to find: a sleeper costs the receiver a system call.
+    #[test]
+    fn a_reader_that_polls_is_awake_while_frames_come_often() {
+        const OFTEN: Duration = Duration::from_millis(200);
+        let (mut receiver, mut reader) = pair(inproc::link(4096).unwrap().backup, 1, 0);
+        reader.poll_for(OFTEN);
+        let bell = Arc::clone(&reader.frames);
+        // Frames that need not be waited for.
+        for sequence in 1..=20 {
+            let header = Header { kind: Kind::Batch, flags: Flags::NONE, generation: 1, sequence, stamp: 0 };
+            let slot = receiver.ring.try_reserve(HEADER_LEN).unwrap();
+            let len = encode(&header, &[], slot).unwrap();
+            assert!(receiver.ring.commit(len));
+            assert!(matches!(reader.next(None).unwrap(), Next::Frame(_)));
+            reader.release();
+        }
+        // Whether it sleeps, each time after so long, in a wait for nothing.
+        let mut sleeps = |wait, times: &[Duration]| {
+            std::thread::scope(|scope| {
+                let waiting = scope.spawn(|| assert_eq!(reader.next(Some(wait)).unwrap(), Next::Empty));
+                let asleep = |time: &Duration| {
+                    std::thread::sleep(*time);
+                    bell.has_sleeper()
+                };
+                let asleep: Vec<bool> = times.iter().map(asleep).collect();
+                waiting.join().unwrap();
+                asleep
+            })
+        };
+        assert_eq!(sleeps(4 * OFTEN, &[OFTEN / 10, 2 * OFTEN]), [false, true]);
+        // That was in vain: the next time it sleeps at once.
+        assert_eq!(sleeps(OFTEN, &[OFTEN / 10]), [true]);
     }
 }

@@ -16,7 +16,7 @@
 //! kernel's own comparison both fail on a changed word. `tests/loom.rs` checks this exhaustively.
 //! Wakes may be spurious; the loop takes care of those.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::sync::{AtomicU32, Ordering, spin_loop};
 
@@ -31,6 +31,9 @@ pub struct Doorbell {
 
 const SLEEPING: u32 = 1;
 const ONE_RING: u32 = 2;
+
+/// Looks between two at the clock, each with a pause of the core: some microseconds.
+const LOOKS: u32 = 64;
 
 /// What a look saw; handed to [`Doorbell::wait`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,14 +92,19 @@ impl Doorbell {
         self.sleep.wait(&self.word, asleep, timeout);
     }
 
-    /// As [`Self::wait`], but turns `spins` times before it sleeps: for a thread that has a core to
-    /// itself and must not pay for being woken.
-    pub fn spin_then_wait(&self, seen: Seen, spins: u32, timeout: Option<Duration>) {
-        for _ in 0..spins {
-            if self.look() != seen {
-                return;
+    /// As [`Self::wait`], but looks for so long before it sleeps, on top of the timeout. Who else wants the core has it meanwhile.
+    pub fn poll_then_wait(&self, seen: Seen, window: Duration, timeout: Option<Duration>) {
+        if !window.is_zero() {
+            let began = Instant::now();
+            while began.elapsed() < window {
+                for _ in 0..LOOKS {
+                    if self.look() != seen {
+                        return;
+                    }
+                    spin_loop();
+                }
+                std::thread::yield_now();
             }
-            spin_loop();
         }
         self.wait(seen, timeout);
     }
@@ -226,7 +234,7 @@ mod tests {
             if value.load(std::sync::atomic::Ordering::Acquire) >= wanted {
                 return;
             }
-            bell.spin_then_wait(seen, 10, None);
+            bell.poll_then_wait(seen, Duration::from_micros(3), None);
         }
     }
 }

@@ -56,6 +56,9 @@ pub mod heartbeat;
 // Why a channel was given up.
 pub mod loss;
 
+// Looking for what is to come before sleeping for it.
+mod polling;
+
 // The primary's end: append, flush, acknowledgements.
 pub mod primary;
 

@@ -187,6 +187,9 @@ pub struct PairConfig {
     /// `registered_buffers`: with TCP, the buffer that the log is sent from is registered with the kernel, and locked
     /// into memory; default false.
     pub registered_buffers: bool,
+    /// `replay_poll_us`: a backup that has executed all log looks for more for so long before it sleeps, while log
+    /// comes as often as that; 0 to 10,000 µs, default 1,000: its core is awake then, and acknowledges sooner.
+    pub replay_poll: Duration,
     /// `arbiter`: a file or block device (Disk Paxos) or a directory (link). No default.
     pub arbiter: PathBuf,
     /// `heartbeat_ms`: between two heartbeats; 1 ms to 1 s, default 10 ms.

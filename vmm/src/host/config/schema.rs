@@ -35,6 +35,7 @@ pub(super) const KEYS: &[(&str, &[&str])] = &[
             "completion",
             "busy_poll_us",
             "registered_buffers",
+            "replay_poll_us",
             "ack",
             "arbiter",
             "heartbeat_ms",
@@ -317,6 +318,7 @@ impl Reader<'_> {
         let problems = &mut self.problems;
         let busy_poll = section.integer("busy_poll_us", 0, 0..=10_000, problems);
         let registered_buffers = section.boolean("registered_buffers", false, problems);
+        let replay_poll = section.integer("replay_poll_us", 1_000, 0..=10_000, problems);
         let heartbeat = section.integer("heartbeat_ms", 10, 1..=1_000, problems);
         let missed = section.integer("missed", 5, 2..=100, problems) as u32;
         let log_buffer = section.integer("log_buffer_mib", 16, 1..=1_024, problems) * MIB;
@@ -341,6 +343,7 @@ impl Reader<'_> {
             ack,
             busy_poll: Duration::from_micros(busy_poll),
             registered_buffers,
+            replay_poll: Duration::from_micros(replay_poll),
             arbiter: arbiter?,
             heartbeat: Duration::from_millis(heartbeat),
             missed,

@@ -102,8 +102,11 @@ fn a_pair_has_documented_defaults() {
     assert_eq!((pair.heartbeat, pair.missed, pair.encrypt), (Duration::from_millis(10), 5, false));
     assert_eq!((pair.log_buffer, pair.lag_bound), (16 << 20, Duration::from_secs(1)));
     assert_eq!((pair.busy_poll, pair.registered_buffers), (Duration::ZERO, false));
-    let pair = parse(&format!("{text}\nbusy_poll_us = 50\nregistered_buffers = true")).unwrap().pair.unwrap();
+    assert_eq!(pair.replay_poll, Duration::from_millis(1));
+    let pair = parse(&format!("{text}\nbusy_poll_us = 50\nregistered_buffers = true\nreplay_poll_us = 0"));
+    let pair = pair.unwrap().pair.unwrap();
     assert_eq!((pair.busy_poll, pair.registered_buffers), (Duration::from_micros(50), true));
+    assert_eq!(pair.replay_poll, Duration::ZERO);
 }
 
 #[test]

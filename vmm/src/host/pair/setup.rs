@@ -251,10 +251,13 @@ pub fn backup(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairErr
     let board = board(config, pair.primary, &wiring, &parts.timing);
     let _server = serve(config, &board)?;
     tracing::info!(listen = %pair.listen, "waiting for the primary");
-    let (BackupEnds { mut receiver, reader, agreed }, peer) = accept(&listener, pair, &parts, shutdown)?;
+    let (BackupEnds { mut receiver, mut reader, agreed }, peer) = accept(&listener, pair, &parts, shutdown)?;
     tracing::info!(primary = %peer, generation = agreed.generation, "paired");
     if parts.timing.placed {
+        // No thread of this side has to be awake for an ack.
         receiver.count_as_placed();
+    } else {
+        reader.poll_for(pair.replay_poll);
     }
     drop(listener);
     let beacon = open_beacon(pair, ChannelSide::Backup, &parts)?;
