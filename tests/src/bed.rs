@@ -13,7 +13,7 @@ use tandem_vmm::host::shutdown::Shutdown;
 
 use crate::client::Load;
 use crate::config::{Files, Guest, Pace, RdmaLog, Spec, run_directory};
-use crate::lab::{self, GUEST, Host, Lab, SoftRoce};
+use crate::lab::{self, GUEST, Host, Lab, RdmaDevices};
 use crate::side::Side;
 use crate::standin::{Misdeed, Room};
 
@@ -101,7 +101,7 @@ pub struct Bed {
     interrupted: Shutdown,
     started: u32,
     room: Option<Room>,
-    rdma: Option<(RdmaLog, SoftRoce)>,
+    rdma: Option<(RdmaLog, RdmaDevices)>,
 }
 
 /// The two sides of a pair.
@@ -221,14 +221,14 @@ impl Bed {
         SocketAddrV4::new(GUEST, 6379)
     }
 
-    /// From now on the log goes over RDMA: soft RoCE on both ends of its cable.
+    /// From now on the log goes over RDMA: the devices of the cards at both ends of its cable, or soft RoCE on them.
     pub fn over_rdma(&mut self, log: RdmaLog) {
-        self.rdma = Some((log, SoftRoce::new()));
+        self.rdma = Some((log, RdmaDevices::new()));
     }
 
     /// The RDMA devices, if the log goes over them.
     #[must_use]
-    pub fn soft_roce(&self) -> Option<&SoftRoce> {
+    pub fn rdma_devices(&self) -> Option<&RdmaDevices> {
         self.rdma.as_ref().map(|(_, devices)| devices)
     }
 

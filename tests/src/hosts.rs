@@ -18,7 +18,7 @@ use tandem_vmm::host::control::Role;
 use crate::bed::{Program, ping};
 use crate::client::{Client, Load, Report};
 use crate::config::{Files, Guest, Pace, RdmaLog, Spec, config_text, new_key, run_directory};
-use crate::lab::{GUEST, Host, Lab, SoftRoce};
+use crate::lab::{GUEST, Host, Lab, RdmaDevices};
 use crate::side::Side;
 
 const NAME: &str = "hosts";
@@ -71,7 +71,7 @@ impl Shared {
 /// One machine: its host of the lab, and what the side on it needs.
 struct Machine {
     lab: Lab,
-    _device: SoftRoce,
+    _device: RdmaDevices,
     files: Files,
     host: Host,
 }
@@ -81,7 +81,7 @@ impl Machine {
         let lab = Lab::new()?;
         lab.log_leaves_by(LOG, host)?;
         lab.clients_leave_by(CLIENTS, host)?;
-        let device = SoftRoce::new();
+        let device = RdmaDevices::new();
         device.renew_on(&lab, host)?;
         let files = Files::provide(&run_directory(NAME)?, NAME, config, key)?;
         Ok(Self { lab, _device: device, files, host })

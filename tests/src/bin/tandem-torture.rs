@@ -30,12 +30,15 @@ struct Args {
     /// Heartbeats of a machine that does other things too: 20 ms, ten missed
     #[arg(long)]
     busy: bool,
-    /// The log goes over RDMA, and outputs wait for this: soft RoCE between the hosts (module rdma_rxe)
+    /// The log goes over RDMA, and outputs wait for this: soft RoCE between the hosts (module rdma_rxe), or the devices of --cards
     #[arg(long, value_name = "ACK", value_parser = ["read", "placed"], conflicts_with = "standin")]
     rdma: Option<String>,
     /// How a thread that receives over RDMA learns of what came
     #[arg(long, default_value = "events", value_parser = ["events", "adaptive", "busy"], requires = "rdma")]
     completion: String,
+    /// The log crosses two cards of this machine, with a cable between them: they leave this machine's network meanwhile
+    #[arg(long, value_name = "CARD", num_args = 2)]
+    cards: Vec<String>,
     /// Keep the files of every run, not only of those that failed
     #[arg(long)]
     keep: bool,
@@ -70,15 +73,22 @@ fn run(args: &Args) -> anyhow::Result<bool> {
     };
     let spec = Spec { name: "torture".to_owned(), guest: Guest::Embedded, pace };
     let mut bed = Bed::new("torture", program, spec, Shutdown::on_signals()?)?;
+    if let [primary, backup] = &args.cards[..] {
+        bed.lab.log_crosses([primary, backup])?;
+    }
     let seed = args.seed.unwrap_or_else(fresh_seed);
     let mut kinds = &Kind::ALL[..];
     if let Some(ack) = &args.rdma {
         bed.over_rdma(RdmaLog { ack: ack.clone(), completion: args.completion.clone() });
-        kinds = &Kind::RDMA;
+        // What a card brings along stays with it.
+        kinds = if args.cards.is_empty() { &Kind::RDMA } else { &Kind::ALL };
     }
     let kinds = if args.fault.is_empty() { kinds } else { &args.fault };
     let mut out = io::stdout().lock();
     writeln!(out, "{} runs from seed {seed}", args.runs)?;
+    if let Some(devices) = bed.rdma_devices() {
+        writeln!(out, "the log goes over {}", devices.names(&bed.lab)?.join(" and "))?;
+    }
     let summary =
         torture(&mut bed, &Plan { runs: args.runs, seed, kinds: kinds.to_vec(), keep: args.keep }, &mut out)?;
     serde_json::to_writer(&mut out, &summary)?;

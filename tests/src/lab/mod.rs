@@ -30,7 +30,7 @@ use anyhow::Context;
 
 pub use frames::FrameWatch;
 pub use namespace::{Namespace, move_this_thread_to};
-pub use roce::SoftRoce;
+pub use roce::RdmaDevices;
 pub use sweep::sweep;
 
 /// The tap of either host, which its side attaches to.
@@ -66,6 +66,7 @@ pub struct Lab {
     primary: Namespace,
     backup: Namespace,
     prefix: String,
+    lent: Vec<cards::Lent>,
 }
 
 const BRIDGE: &str =
@@ -82,7 +83,8 @@ impl Lab {
         let prefix =
             format!("{}{}-{}", sweep::PREFIX, std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let make = |letter| Namespace::create(&format!("{prefix}-{letter}"));
-        let lab = Self { client: make('c')?, primary: make('p')?, backup: make('b')?, prefix };
+        let lab =
+            Self { client: make('c')?, primary: make('p')?, backup: make('b')?, prefix, lent: Vec::new() };
         lab.connect().context("cannot build the lab's network")?;
         Ok(lab)
     }
@@ -172,6 +174,12 @@ impl Lab {
     /// Without the right to packet sockets.
     pub fn watch_guest_frames(&self, host: Host) -> anyhow::Result<FrameWatch> {
         self.host(host).enter(|| FrameWatch::open("uplink", GUEST_MAC))?.context("cannot watch frames")
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }
 

@@ -180,7 +180,8 @@ fn strike(bed: &Bed, pair: &mut Pair, fault: &Fault) -> anyhow::Result<Struck> {
         },
         Kind::RemoveDevice => {
             let host = if fault.beat[0].as_micros().is_multiple_of(2) { Host::Primary } else { Host::Backup };
-            struck.removal = Some(bed.soft_roce().context("this pair has no RDMA device")?.remove(host)?);
+            let devices = bed.rdma_devices().context("this pair has no RDMA device")?;
+            struck.removal = Some(devices.remove(&bed.lab, host)?);
         }
     }
     Ok(struck)
