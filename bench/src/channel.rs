@@ -154,7 +154,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     let pinned = pin::to_core(args.client_core)?;
-    let mut channel = Channel::open(args.backup_core, &TcpConfig::default())?;
+    let mut channel = Channel::open(args.backup_core, &TcpConfig::default(), Duration::ZERO)?;
     let frame = channel.frame_len()?;
     let (client, echo) = streams()?;
     let mut bare = PingPong::open(client, echo, args.backup_core, frame, ACK_FRAME_LEN)?;
@@ -331,12 +331,14 @@ pub(crate) struct Channel<S, R> {
 }
 
 impl Channel<TcpSend, TcpReceive> {
-    fn open(backup_core: usize, config: &TcpConfig) -> Result<Self> {
+    /// `poll`: the replay looks for log for so long before it sleeps.
+    fn open(backup_core: usize, config: &TcpConfig, poll: Duration) -> Result<Self> {
         let (client, echo) = streams()?;
         let (send, receive) = tcp::primary(client, config)?;
         let duplex = tcp::backup(echo, config)?;
         let state = Arc::new(AckState::new());
-        let (receiver, reader) = backup::pair(duplex, 1, 0);
+        let (receiver, mut reader) = backup::pair(duplex, 1, 0);
+        reader.poll_for(poll);
         let sender = LogSender::new(send, 1, state.clone());
         let acks = AckReceiver::new(receive, 1, state.clone());
         Ok(Self::new(sender, acks, state, (receiver, reader), backup_core))

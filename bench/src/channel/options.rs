@@ -23,15 +23,22 @@ pub(super) struct Row {
     pub(super) throughput_ratio: f64,
 }
 
-fn options() -> [(&'static str, TcpConfig); 6] {
+/// Name, the transport's config, and for how long the replay looks before it sleeps.
+fn options() -> [(&'static str, TcpConfig, Duration); 7] {
     let default = TcpConfig::default();
+    let asleep = Duration::ZERO;
     [
-        ("plain", default),
-        ("registered receive", TcpConfig { receive: Receive::Registered, ..default }),
-        ("multishot receive", TcpConfig { receive: Receive::Multishot, ..default }),
-        ("registered send, zero copy", TcpConfig { registered: true, zero_copy_from: 64 << 10, ..default }),
-        ("spin 50 us", TcpConfig { spin: Duration::from_micros(50), ..default }),
-        ("NAPI 50 us", TcpConfig { busy_poll: Duration::from_micros(50), ..default }),
+        ("plain", default, asleep),
+        ("registered receive", TcpConfig { receive: Receive::Registered, ..default }, asleep),
+        ("multishot receive", TcpConfig { receive: Receive::Multishot, ..default }, asleep),
+        (
+            "registered send, zero copy",
+            TcpConfig { registered: true, zero_copy_from: 64 << 10, ..default },
+            asleep,
+        ),
+        ("spin 50 us", TcpConfig { spin: Duration::from_micros(50), ..default }, asleep),
+        ("NAPI 50 us", TcpConfig { busy_poll: Duration::from_micros(50), ..default }, asleep),
+        ("replay looks for 1 ms", default, Duration::from_millis(1)),
     ]
 }
 
@@ -46,8 +53,8 @@ pub(super) fn measure(turns: u32, trips: u32, backup_core: usize) -> Result<Vec<
         let mut this = options().map(|_| (0.0, 0.0));
         for at in 0..this.len() {
             let at = (turn + at) % this.len();
-            let (_, config) = &options()[at];
-            let mut channel = Channel::open(backup_core, config)?;
+            let (_, config, poll) = &options()[at];
+            let mut channel = Channel::open(backup_core, config, *poll)?;
             for _ in 0..trips / 10 {
                 channel.trip()?;
             }
@@ -64,7 +71,7 @@ pub(super) fn measure(turns: u32, trips: u32, backup_core: usize) -> Result<Vec<
             more.push(gbit_s / base.1);
         }
     }
-    let rows = options().into_iter().zip(figures).map(|((option, _), [trip, over, rate, more])| Row {
+    let rows = options().into_iter().zip(figures).map(|((option, ..), [trip, over, rate, more])| Row {
         option,
         ack_rtt_us: thousandth(median(trip)),
         rtt_ratio: thousandth(median(over)),
