@@ -16,7 +16,7 @@ use tandem_vmm::host::config::vm_id;
 use tandem_vmm::host::control::Role;
 
 use crate::bed::{Program, ping};
-use crate::client::{Client, Load, Report};
+use crate::client::{Client, Load, Report, Within};
 use crate::config::{Files, Guest, Pace, RdmaLog, Spec, config_text, new_key, run_directory};
 use crate::lab::{GUEST, Host, Lab, RdmaDevices};
 use crate::side::Side;
@@ -118,14 +118,17 @@ pub struct Seen {
     pub report: Report,
     /// From the order to end the primary's machine until a reply came.
     pub outage: Duration,
+    /// A guest with a TSC that the kernel modules serve: what it saw of its clocks, of both machines' one after the other.
+    pub clocks: Option<Within>,
 }
 
 /// The backup's machine, with the clients: has the primary's machine ended, and looks what is left.
 ///
 /// # Errors
 /// When the pair does not come up, or the backup does not take over as it must.
-pub fn backup(shared: &Shared, log: &RdmaLog) -> anyhow::Result<Seen> {
-    let spec = Spec { name: NAME.to_owned(), guest: Guest::Embedded, pace: PACE };
+pub fn backup(shared: &Shared, guest: Guest, log: &RdmaLog) -> anyhow::Result<Seen> {
+    let trapped_tsc = matches!(guest, Guest::Linux { trapped_tsc: true, .. });
+    let spec = Spec { name: NAME.to_owned(), guest, pace: PACE };
     fs::create_dir(shared.arbiter())?;
     Arbiter::init(&shared.arbiter(), vm_id(NAME), &InitOptions::default())?;
     let config =
@@ -151,6 +154,10 @@ pub fn backup(shared: &Shared, log: &RdmaLog) -> anyhow::Result<Seen> {
     sleep(BEFORE);
     client.wait_for_replies(Instant::now(), patience(5.0)).context("before the machine's end")?;
     ensure!(side.role() == Some(Role::Backup), "the sides had switched before: {}", side.state());
+    let within = |reports| {
+        trapped_tsc.then(|| Within::ask(machine.lab.client(), server, reports, patience(5.0))).transpose()
+    };
+    let before = within(None)?;
     let at = Instant::now();
     shared.say("strike")?;
     side.wait_for_role(&[Role::Live], patience(3.0))?;
@@ -159,6 +166,8 @@ pub fn backup(shared: &Shared, log: &RdmaLog) -> anyhow::Result<Seen> {
     if let Some(told) = side.divergence() {
         bail!("divergence: {told}");
     }
+    // One report may have been on its way at the end.
+    let clocks = within(before.map(|before| before.reports + 1))?;
     let claims = Arbiter::open(&shared.arbiter())?.show()?.claims;
     ensure!(
         claims.iter().any(|claim| claim.side == tandem_arbiter::Side::Backup),
@@ -166,10 +175,13 @@ pub fn backup(shared: &Shared, log: &RdmaLog) -> anyhow::Result<Seen> {
     );
     let report = client.finish()?;
     let outage = report.outage(at).context("no reply came after the machine's end")?;
-    Ok(Seen { report, outage })
+    let tsc = side.status()?.tsc;
+    ensure!(!trapped_tsc || tsc == "trapped", "the module does not serve the TSC: it is {tsc}");
+    Ok(Seen { report, outage, clocks })
 }
 
 fn wait_for_server(lab: &Lab, side: &mut Side, server: &SocketAddr) -> anyhow::Result<()> {
+    // Linux boots for some twenty seconds, in emulation.
     let deadline = Instant::now() + patience(5.0);
     while !lab.client().enter(|| ping(server, patience(0.05)))? {
         side.must_run()?;

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use tandem_tests::config::RdmaLog;
+use tandem_tests::config::{Guest, RdmaLog};
 use tandem_tests::hosts::{self, Shared};
+use tandem_tests::linux;
 
 /// One machine's part; started inside it by tests/rdma/hosts
 #[derive(Debug, Parser)]
@@ -18,6 +19,15 @@ struct Args {
     /// What outputs wait for
     #[arg(long, default_value = "read", value_parser = ["read", "placed"])]
     ack: String,
+    /// What runs in the VM; Linux has a TSC if the kernel module is loaded
+    #[arg(long, value_enum, default_value_t = Runs::Embedded)]
+    guest: Runs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Runs {
+    Embedded,
+    Linux,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -42,7 +52,11 @@ fn main() -> ExitCode {
 fn run(args: Args) -> anyhow::Result<bool> {
     let shared = Shared::new(args.shared);
     let Part::Backup = args.part else { return hosts::primary(&shared).map(|()| true) };
-    let seen = hosts::backup(&shared, &RdmaLog { ack: args.ack, completion: "events".to_owned() })?;
+    let guest = match args.guest {
+        Runs::Embedded => Guest::Embedded,
+        Runs::Linux => linux::guest()?,
+    };
+    let seen = hosts::backup(&shared, guest, &RdmaLog { ack: args.ack, completion: "events".to_owned() })?;
     let report = &seen.report;
     writeln!(
         io::stdout(),
@@ -53,11 +67,22 @@ fn run(args: Args) -> anyhow::Result<bool> {
         report.connections_lost,
         seen.outage.as_secs_f64()
     )?;
+    let clocks = seen.clocks.map(|within| within.clocks());
+    for (name, clock) in clocks.iter().flatten() {
+        writeln!(
+            io::stdout(),
+            "{name}, read {} times in the guest, went back by {} ns at most; its longest step was {:.3} s",
+            clock.readings,
+            clock.back,
+            clock.step as f64 / 1e9
+        )?;
+    }
+    let monotonic = clocks.iter().flatten().all(|(_, clock)| clock.readings > 1 && clock.back == 0);
     for violation in &report.violations {
         writeln!(io::stdout(), "{violation}")?;
     }
     if let Some(why) = &report.unreachable {
         writeln!(io::stdout(), "could not be read back: {why}")?;
     }
-    Ok(report.clean() && report.connections_lost == 0 && report.acked > 0)
+    Ok(report.clean() && report.connections_lost == 0 && report.acked > 0 && monotonic)
 }
