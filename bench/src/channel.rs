@@ -30,7 +30,7 @@ use crate::pingpong::PingPong;
 
 mod iperf;
 mod options;
-mod output;
+pub(crate) mod output;
 mod picture;
 mod rdma_ratio;
 mod summed;
@@ -59,7 +59,7 @@ pub(crate) struct Args {
     /// Turns of iperf3 and of the channel with each size of entries, a second each; 0 for none.
     #[arg(long, default_value_t = 5)]
     throughput_turns: u32,
-    /// Pairs per load for the output delay; 0 for none.
+    /// Pairs per load (and per kind of ack) for the output delay; 0 for none.
     #[arg(long, default_value_t = 3)]
     pairs: u32,
     /// Where to draw the output delay's stages (SVG).
@@ -68,11 +68,11 @@ pub(crate) struct Args {
     /// Turns of the io_uring transport's options.
     #[arg(long, default_value_t = 0)]
     option_turns: u32,
-    /// Also tests/rdma/bench: RDMA against TCP, under virtme-ng. Takes minutes.
+    /// Also tests/rdma/bench and tests/rdma/delay: RDMA against TCP and bare writes, under virtme-ng. Takes minutes.
     #[arg(long)]
     rdma: bool,
     /// `rdma`: the ack's round trip over RDMA against TCP over the same link, between the two network
-    /// namespaces of tests/rdma/bed.
+    /// namespaces of tests/rdma/bed. `rdma-pair`: the output delay of pairs over RDMA.
     #[arg(long, value_enum, default_value_t)]
     transport: Transport,
 }
@@ -82,6 +82,7 @@ enum Transport {
     #[default]
     Tcp,
     Rdma,
+    RdmaPair,
 }
 
 /// A batch as the machine logs it for one small input.
@@ -123,6 +124,10 @@ struct Report {
     rdma_over_tcp_rtt: Option<f64>,
     rdma_over_tcp_rtt_read: Option<f64>,
     rdma: Option<serde_json::Value>,
+    /// As over TCP, against bare one-sided writes.
+    output_delay_over_rdma_rtt_p50: Option<f64>,
+    output_delay_over_rdma_rtt_p99: Option<f64>,
+    rdma_delay: Option<serde_json::Value>,
     /// Why a figure is null.
     why_null: BTreeMap<&'static str, String>,
     /// The figures that were not reached.
@@ -131,7 +136,7 @@ struct Report {
 }
 
 /// Targets of issue 4: at most, and at least for the throughput.
-const OUTPUT_DELAY: (f64, f64) = (1.15, 2.0);
+pub(crate) const OUTPUT_DELAY: (f64, f64) = (1.15, 2.0);
 const OVER_IPERF: f64 = 0.9;
 const RDMA_OVER_TCP: f64 = 0.7;
 
@@ -145,9 +150,12 @@ fn thousandth(value: f64) -> f64 {
 /// The machine cannot do it: cores, io_uring, loopback.
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.turns > 0 && args.trips > 0, "nothing to measure");
-    if args.transport == Transport::Rdma {
+    if args.transport != Transport::Tcp {
         #[cfg(feature = "rdma")]
-        return crate::rdma::run(args.turns, args.trips, args.client_core, args.backup_core);
+        return match args.transport {
+            Transport::RdmaPair => crate::rdma::delay::run(args.pairs, args.trips),
+            _ => crate::rdma::run(args.turns, args.trips, args.client_core, args.backup_core),
+        };
         #[cfg(not(feature = "rdma"))]
         anyhow::bail!(
             "this tandem-bench is built without RDMA: cargo build --release --features rdma -p tandem-bench"
@@ -232,10 +240,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         delays.as_ref().map(|rows| rows.iter().map(of).fold(0.0, f64::max)).map_err(Clone::clone)
     };
     let (half, tail) = (worst(|row| row.over_rtt_p50), worst(|row| row.over_rtt_p99));
-    let (rdma_best, rdma_read, rdma) = match rdma_ratio::measure(args.rdma) {
-        Ok(told) => (Ok(told.best), Ok(told.read), Some(told.all)),
-        Err(why) => (Err(why.clone()), Err(why), None),
+    let (rdma, rdma_delay) = (rdma_ratio::round_trips(args.rdma), rdma_ratio::output_delay(args.rdma));
+    let of = |told: &Result<rdma_ratio::Told, String>, name| {
+        told.as_ref().map_err(Clone::clone).and_then(|told| told.figure(name))
     };
+    let rdma_best = of(&rdma, "rdma_over_tcp_rtt");
+    let rdma_read = of(&rdma, "rdma_over_tcp_rtt_read");
+    let rdma_half = of(&rdma_delay, "output_delay_over_rdma_rtt_p50");
+    let rdma_tail = of(&rdma_delay, "output_delay_over_rdma_rtt_p99");
     let mut missed = Vec::new();
     let mut judge = |name, figure: Result<f64, String>, holds: fn(f64) -> bool| match figure {
         Ok(figure) => {
@@ -271,7 +283,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         rdma_over_tcp_rtt: judge("rdma_over_tcp_rtt", rdma_best, |ratio| ratio <= RDMA_OVER_TCP),
         // Beside the other for the whole picture: no target of its own.
         rdma_over_tcp_rtt_read: judge("rdma_over_tcp_rtt_read", rdma_read, |_| true),
-        rdma,
+        rdma: rdma.ok().map(|told| told.all),
+        output_delay_over_rdma_rtt_p50: judge("output_delay_over_rdma_rtt_p50", rdma_half, |ratio| {
+            ratio <= OUTPUT_DELAY.0
+        }),
+        output_delay_over_rdma_rtt_p99: judge("output_delay_over_rdma_rtt_p99", rdma_tail, |ratio| {
+            ratio <= OUTPUT_DELAY.1
+        }),
+        rdma_delay: rdma_delay.ok().map(|told| told.all),
         verdict: if missed.is_empty() { "ok" } else { "missed" },
         missed,
         why_null,
@@ -297,7 +316,7 @@ fn tell_throughput(rows: &[throughput::Row], iperf_gbit_s: Option<f64>) {
     }
 }
 
-fn tell_delays(rows: &[output::Row]) {
+pub(crate) fn tell_delays(rows: &[output::Row]) {
     for row in rows {
         println!(
             "output delay, {:>2} clients, kick to release: p50 {:.0} us, p99 {:.0} us; over the round trip of {:.0} us: {:.2}, \

@@ -27,7 +27,7 @@ use crate::pin;
 use crate::pingpong::PingPong;
 
 /// Bytes of a frame that carries one request of redis-benchmark.
-const FRAME: usize = 256;
+pub(crate) const FRAME: usize = 256;
 /// Round trips per turn.
 const TRIPS: usize = 3000;
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::pin;
 
 mod bed;
+pub(crate) mod delay;
 mod together;
 mod turns;
 mod ways;

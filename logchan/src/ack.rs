@@ -265,6 +265,19 @@ impl AckState {
     /// Where more than [`ENDS`] frames are under way, a frame's end may be a later frame's: then it counts as
     /// placed when that one is. Late, never early.
     pub(crate) fn place(&self, bytes: u64) -> Option<Placed> {
+        let newest = self.newest_within(bytes);
+        if let Some(Placed { sequence, .. }) = newest {
+            self.received.store(sequence, Ordering::Release);
+        }
+        newest
+    }
+
+    /// The last frame that is whole in so many bytes of the stream, and that this says of, as [`Self::place`] would; from any thread.
+    pub(crate) fn whole_frames(&self, bytes: u64) -> u64 {
+        self.newest_within(bytes).map_or_else(|| self.received(), |newest| newest.sequence)
+    }
+
+    fn newest_within(&self, bytes: u64) -> Option<Placed> {
         let (sent, before) = (self.sent(), self.received());
         let mut newest = None;
         for sequence in before + 1..=sent {
@@ -273,9 +286,6 @@ impl AckState {
                 break;
             }
             newest = Some(Placed { sequence, stamp: end.stamp.load(Ordering::Relaxed) });
-        }
-        if let Some(Placed { sequence, .. }) = newest {
-            self.received.store(sequence, Ordering::Release);
         }
         newest
     }

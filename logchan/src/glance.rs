@@ -36,7 +36,7 @@ impl AckGlance {
     }
 
     /// Sequence number of the last frame that is known to be acknowledged: never more than what is, and sometimes less.
-    /// No system call if `wanted` is known to be acknowledged already, else one.
+    /// No system call if `wanted` is known to be acknowledged already, else one; with log that counts as it is placed, none.
     ///
     /// Nothing that is wrong with what lies there is told: whoever takes it in finds it too.
     #[must_use]
@@ -45,7 +45,11 @@ impl AckGlance {
         if known >= wanted {
             return known;
         }
-        let len = self.glance.look(&mut self.bytes);
+        let peek = match &self.glance {
+            Glance::Stream(peek) => peek,
+            Glance::Placed(placing) => return known.max(self.acks.whole_frames(placing.placed_by_now())),
+        };
+        let len = peek.look(&mut self.bytes);
         // The other thread takes in whole acks, as they come: where one ends, the next begins. If not, this is no frame.
         let Some(newest) = self.bytes[..len].chunks_exact(ACK_FRAME_LEN).next_back() else { return known };
         self.frame.0.copy_from_slice(newest);
@@ -69,6 +73,7 @@ mod tests {
     use super::*;
     use crate::primary::AckReceiver;
     use crate::progress::Executed;
+    use crate::transport::Placing;
     use crate::transport::tcp::{TcpConfig, TcpReceive, connect, primary};
 
     const GENERATION: u64 = 3;
@@ -113,6 +118,32 @@ mod tests {
         assert_eq!(heard.ack.unwrap().received, 7);
         // Known without a look, and nothing is left to look at.
         assert_eq!((glance.received(7), glance.received(8)), (7, 7));
+    }
+
+    #[derive(Debug, Default)]
+    struct Adapter(std::sync::atomic::AtomicU64);
+
+    impl Placing for Adapter {
+        fn placed_by_now(&self) -> u64 {
+            self.0.load(std::sync::atomic::Ordering::Relaxed)
+        }
+    }
+
+    #[test]
+    fn a_look_at_what_is_placed_counts_whole_frames_and_leaves_the_news_to_who_waits_for_it() {
+        let (adapter, acks) = (Arc::new(Adapter::default()), Arc::new(AckState::placing()));
+        let placing: Arc<dyn Placing> = adapter.clone();
+        let mut glance = AckGlance::new(Glance::Placed(placing), GENERATION, Arc::clone(&acks));
+        for n in 1..=4 {
+            acks.note_sent(n, 100 * n, 0);
+        }
+        for (bytes, whole) in [(0, 0), (99, 0), (100, 1), (299, 2), (400, 4)] {
+            adapter.0.store(bytes, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(glance.received(4), whole);
+        }
+        assert_eq!(acks.received(), 0);
+        assert_eq!(acks.place(400).unwrap().sequence, 4, "news for the thread that receives");
+        assert_eq!(glance.received(4), 4);
     }
 
     #[test]

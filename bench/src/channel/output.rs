@@ -28,23 +28,23 @@ const LOADS: [(u32, u64); 2] = [(1, 4_000), (50, 30_000)];
 
 /// One load.
 #[derive(Debug, Default, Json)]
-pub(super) struct Row {
-    pub(super) clients: u32,
-    pub(super) rtt_us: f64,
-    pub(super) rtt_us_p99: f64,
-    pub(super) delay_us_p50: f64,
-    pub(super) delay_us_p99: f64,
-    pub(super) total_us_p50: f64,
-    pub(super) total_us_p99: f64,
+pub(crate) struct Row {
+    pub(crate) clients: u32,
+    pub(crate) rtt_us: f64,
+    pub(crate) rtt_us_p99: f64,
+    pub(crate) delay_us_p50: f64,
+    pub(crate) delay_us_p99: f64,
+    pub(crate) total_us_p50: f64,
+    pub(crate) total_us_p99: f64,
     /// Against the median round trip.
-    pub(super) over_rtt_p50: f64,
-    pub(super) over_rtt_p99: f64,
+    pub(crate) over_rtt_p50: f64,
+    pub(crate) over_rtt_p99: f64,
     /// The slowest of a hundred against the slowest of a hundred bare ones.
-    pub(super) p99_over_rtt_p99: f64,
-    pub(super) total_over_rtt_p50: f64,
-    pub(super) total_over_rtt_p99: f64,
+    pub(crate) p99_over_rtt_p99: f64,
+    pub(crate) total_over_rtt_p50: f64,
+    pub(crate) total_over_rtt_p99: f64,
     /// Of the last turn.
-    pub(super) stages: Vec<OutputStage>,
+    pub(crate) stages: Vec<OutputStage>,
 }
 
 /// Measures, or says what is missing.
@@ -64,16 +64,25 @@ pub(super) fn measure(turns: u32) -> Result<Result<Vec<Row>, String>> {
     };
     let spec = Spec { name: "bench".to_owned(), guest: Guest::Embedded, pace: Pace::NATIVE };
     let mut bed = Bed::new("bench-channel", program, spec, Shutdown::on_signals()?)?;
-    LOADS.map(|load| row(&mut bed, load, turns)).into_iter().collect::<Result<Vec<_>>>().map(Ok)
+    LOADS.map(|load| row(&mut bed, load, turns, &ping_pong)).into_iter().collect::<Result<Vec<_>>>().map(Ok)
 }
 
 /// A status that was asked for is renewed within this.
 const RENEWAL: Duration = Duration::from_millis(200);
 
-fn row(bed: &mut Bed, (clients, requests): (u32, u64), turns: u32) -> Result<Row> {
+/// One load: clients, and requests of each command. `bare` makes round trips between the hosts, without a pair.
+///
+/// # Errors
+/// A pair does not come up, or the load fails.
+pub(crate) fn row(
+    bed: &mut Bed,
+    (clients, requests): (u32, u64),
+    turns: u32,
+    bare: &dyn Fn(&Bed) -> Result<RoundTrip>,
+) -> Result<Row> {
     let mut measured: Vec<(RoundTrip, OutputDelay)> = Vec::new();
     for _ in 0..turns {
-        let rtt = ping_pong(bed)?;
+        let rtt = bare(bed)?;
         let pair = bed.pair().context("the protected pair")?;
         let load = Load { requests, clients, pipeline: 1 };
         redis_benchmark::measure(bed.lab.client(), bed.server(), load, bed.patience(60.0))?;

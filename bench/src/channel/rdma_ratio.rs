@@ -1,4 +1,5 @@
-//! RDMA's ack round trip against TCP's, from tests/rdma/bench: both over one soft RoCE link, under virtme-ng.
+//! RDMA's ack round trip against TCP's, from tests/rdma/bench: both over one soft RoCE link, under virtme-ng. And the output
+//! delay of pairs over RDMA, from tests/rdma/delay.
 
 use serde_json::Value;
 use std::path::Path;
@@ -6,44 +7,58 @@ use std::process::{Command, Stdio};
 
 /// Relative to the checkout, which is where `make` runs this.
 const BENCH: &str = "tests/rdma/bench";
+const DELAY: &str = "tests/rdma/delay";
 
-/// What the script says.
+/// What a script says in its last line.
 #[derive(Debug)]
 pub(super) struct Told {
-    /// `rdma_over_tcp_rtt`, `rdma_over_tcp_rtt_read`: the best that the config offers, and the best of acks by the backup.
-    pub(super) best: f64,
-    pub(super) read: f64,
-    /// All of its last line, with the configs that the two are of.
+    script: &'static str,
     pub(super) all: Value,
 }
 
-/// Runs the script.
+impl Told {
+    /// A figure, or why there is none.
+    pub(super) fn figure(&self, name: &str) -> Result<f64, String> {
+        let why = || self.all["reason"].as_str().unwrap_or("it does not say why");
+        self.all[name].as_f64().ok_or_else(|| format!("{}: no {name}: {}", self.script, why()))
+    }
+}
+
+/// `rdma_over_tcp_rtt`, `rdma_over_tcp_rtt_read`: the best that the config offers, and the best of acks by the backup; with the
+/// configs that the two are of.
 ///
 /// # Errors
-/// Why there is no figure.
-pub(super) fn measure(asked: bool) -> Result<Told, String> {
+/// Why there is nothing.
+pub(super) fn round_trips(asked: bool) -> Result<Told, String> {
+    run(asked, BENCH, "both transports over soft RoCE, under virtme-ng")
+}
+
+/// `output_delay_over_rdma_rtt_p50`, `output_delay_over_rdma_rtt_p99`.
+///
+/// # Errors
+/// As [`round_trips`].
+pub(super) fn output_delay(asked: bool) -> Result<Told, String> {
+    run(asked, DELAY, "pairs over soft RoCE, under virtme-ng")
+}
+
+fn run(asked: bool, script: &'static str, what: &str) -> Result<Told, String> {
     if !asked {
-        return Err(format!("not asked for: --rdma runs {BENCH}, minutes under virtme-ng"));
+        return Err(format!("not asked for: --rdma runs {script}, minutes under virtme-ng"));
     }
-    if !Path::new(BENCH).exists() {
-        return Err(format!("there is no {BENCH} here: run this in the checkout"));
+    if !Path::new(script).exists() {
+        return Err(format!("there is no {script} here: run this in the checkout"));
     }
-    eprintln!("{BENCH}: both transports over soft RoCE, under virtme-ng");
-    let said = Command::new(BENCH).stdin(Stdio::null()).stderr(Stdio::inherit()).output();
-    let said = said.map_err(|error| format!("{BENCH}: {error}"))?;
+    eprintln!("{script}: {what}");
+    let said = Command::new(script).stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let said = said.map_err(|error| format!("{script}: {error}"))?;
     let text = String::from_utf8_lossy(&said.stdout);
     let last = text.trim_end().lines().last().unwrap_or_default();
     if !said.status.success() {
-        return Err(format!("{BENCH}: {}; its last words: {last}", said.status));
+        return Err(format!("{script}: {}; its last words: {last}", said.status));
     }
-    let all: Value = serde_json::from_str(last).map_err(|_| format!("{BENCH} says no JSON: {last}"))?;
-    let figure = |name: &str| {
-        let why = all["reason"].as_str().unwrap_or(last);
-        all[name].as_f64().ok_or_else(|| format!("{BENCH}: no {name}: {why}"))
-    };
+    let all: Value = serde_json::from_str(last).map_err(|_| format!("{script} says no JSON: {last}"))?;
     for line in text.trim_end().lines().filter(|line| *line != last) {
         println!("{line}");
     }
-    let (best, read) = (figure("rdma_over_tcp_rtt")?, figure("rdma_over_tcp_rtt_read")?);
-    Ok(Told { best, read, all })
+    Ok(Told { script, all })
 }

@@ -18,7 +18,7 @@ pub(crate) mod config;
 mod console;
 pub(crate) mod emulated;
 mod failover;
-mod fill;
+pub(crate) mod fill;
 mod load;
 pub(crate) mod machine;
 mod progress;

@@ -11,6 +11,8 @@ use tandem_logchan::handshake::{Hello, Identity, PreSharedKey, Side};
 use tandem_logchan::transport::rdma::{PingPong, RdmaConfig};
 use tandem_logchan::transport::{ReceiveHalf, SendHalf, tcp};
 
+use tandem_tests::lab::{BACKUP, Host, Lab};
+
 use crate::channel::Channel;
 use crate::pin;
 
@@ -34,6 +36,12 @@ impl Bed {
         let words: Vec<&str> = bed.split(' ').collect();
         ensure!(words.len() == 6, "TANDEM_RDMA_BED={bed}");
         Ok(Self { namespaces: [words[0], words[1]].map(str::to_owned), backup: words[3].parse()? })
+    }
+
+    /// The hosts of a lab whose log's cable has RDMA devices.
+    pub(super) fn of(lab: &Lab) -> Self {
+        let namespaces = [Host::Primary, Host::Backup].map(|host| lab.host(host).name().to_owned());
+        Self { namespaces, backup: BACKUP.into() }
     }
 
     /// Moves this thread into a side's namespace.

@@ -291,11 +291,26 @@ impl<T: Duplex + ?Sized> Duplex for Box<T> {
     }
 }
 
-/// Looks, from any thread, at bytes of a [`ReceiveHalf`]'s stream that no wait has taken in yet.
+/// Looks, from any thread, at what no wait has taken in yet.
 #[derive(Clone, Debug)]
-pub struct Glance(Arc<OwnedFd>);
+pub enum Glance {
+    /// At bytes of a [`ReceiveHalf`]'s stream.
+    Stream(Peek),
+    /// At how much of this side's own stream is placed.
+    Placed(Arc<dyn Placing>),
+}
 
-impl Glance {
+/// Who knows of own bytes that they are in the peer's memory.
+pub trait Placing: std::fmt::Debug + Send + Sync {
+    /// As [`ReceiveHalf::placed`], by a look of its own. Nothing more where the connection is broken, which the next wait tells.
+    fn placed_by_now(&self) -> u64;
+}
+
+/// Looks at bytes of a socket.
+#[derive(Clone, Debug)]
+pub struct Peek(Arc<OwnedFd>);
+
+impl Peek {
     pub(crate) const fn new(socket: Arc<OwnedFd>) -> Self {
         Self(socket)
     }

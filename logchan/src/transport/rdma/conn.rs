@@ -11,8 +11,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use super::cm::Events;
 use super::flow::{Credit, END, Lie, Outbound, SENDS};
 use super::verbs::{BATCH, Done, Mapped, Queues, Side, Write, status_text};
-use crate::transport::TransportError;
 use crate::transport::buffer::SendBuffer;
+use crate::transport::{Placing, TransportError};
 use rdma_sys::rdma_cm_event_type as kind;
 
 /// Why a connection is no more.
@@ -402,5 +402,19 @@ impl Connection {
                 _ => {}
             }
         }
+    }
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("placed", &self.placed()).finish_non_exhaustive()
+    }
+}
+
+impl Placing for Connection {
+    fn placed_by_now(&self) -> u64 {
+        // What is wrong shows itself in the next wait.
+        let _ = self.look_at_writes();
+        self.placed()
     }
 }

@@ -11,7 +11,7 @@ use super::sender::Sender;
 use super::verbs::{BATCH, Done, Side};
 use super::{Completion, RdmaConfig};
 use crate::transport::buffer::{Memory, SendBuffer};
-use crate::transport::{Duplex, ReceiveHalf, SendHalf, TransportError, Wake, Waker};
+use crate::transport::{Duplex, Glance, ReceiveHalf, SendHalf, TransportError, Wake, Waker};
 
 /// Bytes taken out of the ring that wait to be consumed.
 const WINDOW: usize = 256 << 10;
@@ -415,6 +415,11 @@ macro_rules! receive_half {
 
             fn placed(&self) -> Option<u64> {
                 self.$engine.placed
+            }
+
+            fn glance(&self) -> Option<Glance> {
+                let engine = &self.$engine;
+                engine.placed.map(|_| Glance::Placed(Arc::<Connection>::clone(&engine.conn)))
             }
 
             fn watch(&mut self, fd: OwnedFd) -> Result<(), TransportError> {

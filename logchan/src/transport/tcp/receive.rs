@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::provided::Provided;
 use super::{Receive, TcpConfig, cancel_all, plain_builder, push, register, ring};
 use crate::transport::buffer::{Memory, SendBuffer};
-use crate::transport::{Duplex, Glance, ReceiveHalf, TransportError, Wake, Waker};
+use crate::transport::{Duplex, Glance, Peek, ReceiveHalf, TransportError, Wake, Waker};
 
 /// Bytes received at most before they are consumed.
 const WINDOW: usize = 256 << 10;
@@ -415,7 +415,7 @@ macro_rules! receive_half {
             }
 
             fn glance(&self) -> Option<Glance> {
-                Some(Glance::new(Arc::clone(&self.0.socket)))
+                Some(Glance::Stream(Peek::new(Arc::clone(&self.0.socket))))
             }
 
             fn watch(&mut self, fd: OwnedFd) -> Result<(), TransportError> {

@@ -189,7 +189,7 @@ pub fn primary(config: &Config, shutdown: &Shutdown) -> Result<PairEnded, PairEr
     let (gate_sender, gate_receiver) = new_gate(config)?;
     let mut log = PairLog::new(gate_sender, Some(sender), Arc::clone(&wiring.shared), exits.taps.clone());
     log.open_disks(disks);
-    if let Some(acks) = receiver.glance().filter(|_| !parts.timing.placed) {
+    if let Some(acks) = receiver.glance() {
         let burst = Burst::new(exits.taps.clone()).map_err(host("write into taps by io_uring"))?;
         log.open_passage(Passage::new(burst, acks, Arc::clone(&wiring.shared)));
     }

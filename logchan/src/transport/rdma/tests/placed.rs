@@ -1,6 +1,7 @@
 //! What was placed in the backup's memory without its help is read later, whatever ended the connection.
 
 use super::*;
+use crate::transport::Glance;
 
 fn placing() -> RdmaConfig {
     RdmaConfig { placed: true, ..small(Completion::Events) }
@@ -60,6 +61,27 @@ fn placed_needs_nobody_at_the_other_end() {
         assert_eq!(acks.placed(), Some(sent));
         assert_is_prefix(&receive(&mut log, sent as usize), sent);
     }
+}
+
+/// A look from another thread sees it too, and what it saw is still news to the next wait.
+#[test]
+fn a_look_sees_what_is_placed() {
+    let Some(bed) = Bed::find() else { return };
+    let (mut send, mut acks, mut log) = bed.link(placing());
+    let Some(Glance::Placed(look)) = acks.glance() else { panic!("no look") };
+    assert_eq!(look.placed_by_now(), 0);
+    let sent = send_all(&mut send, 100);
+    let deadline = Instant::now() + PATIENCE;
+    while look.placed_by_now() < sent {
+        assert!(Instant::now() < deadline, "{} of {sent} bytes placed", look.placed_by_now());
+    }
+    assert_eq!(acks.placed(), Some(0));
+    wait_for_placed(&mut acks, sent);
+    assert_is_prefix(&receive(&mut log, sent as usize), sent);
+    assert!(
+        bed.link(small(Completion::Events)).1.glance().is_none(),
+        "only where log counts as it is placed"
+    );
 }
 
 #[test]
