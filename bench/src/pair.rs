@@ -293,6 +293,21 @@ pub(crate) struct RoundTrip {
     pub(crate) p99: f64,
 }
 
+impl RoundTrip {
+    /// Of round trips that are made on a thread of their own on the primary's core.
+    pub(crate) fn of(trips: impl FnOnce() -> Result<Vec<Duration>> + Send + 'static) -> Result<Self> {
+        let trips = std::thread::spawn(move || {
+            let _pinned = pin::to_core(CORES[0])?;
+            trips()
+        });
+        let trips = trips.join().map_err(|_| anyhow::anyhow!("the ping-pong's thread panicked"))??;
+        let mut trips: Vec<f64> = trips.into_iter().map(micros).collect();
+        trips.sort_unstable_by(f64::total_cmp);
+        let p99 = trips.get(trips.len() * 99 / 100).copied().context("no round trip was made")?;
+        Ok(Self { median: median(trips), p99 })
+    }
+}
+
 /// Round trips between the two hosts, from the primary's core to the backup's.
 pub(crate) fn ping_pong(bed: &Bed) -> Result<RoundTrip> {
     let listener = bed.lab.host(Host::Backup).enter(|| TcpListener::bind((BACKUP, 0)))??;
@@ -302,15 +317,10 @@ pub(crate) fn ping_pong(bed: &Bed) -> Result<RoundTrip> {
     for stream in [&client, &echo] {
         stream.set_nodelay(true)?;
     }
-    let trips = std::thread::spawn(move || {
-        let _pinned = pin::to_core(CORES[0])?;
+    RoundTrip::of(move || {
         let mut bare = PingPong::open(client, echo, CORES[1], FRAME, ACK_FRAME_LEN)?;
-        (0..TRIPS).map(|_| Ok(micros(bare.trip()?))).collect::<Result<Vec<_>>>()
-    });
-    let mut trips = trips.join().map_err(|_| anyhow::anyhow!("the ping-pong's thread panicked"))??;
-    trips.sort_unstable_by(f64::total_cmp);
-    let p99 = trips.get(trips.len() * 99 / 100).copied().context("no round trip was made")?;
-    Ok(RoundTrip { median: median(trips), p99 })
+        (0..TRIPS).map(|_| bare.trip()).collect()
+    })
 }
 
 fn micros(time: Duration) -> f64 {

@@ -38,6 +38,14 @@ pub enum Guest {
     },
 }
 
+impl Guest {
+    /// Whether it has a TSC, and so watches its clocks from within.
+    #[must_use]
+    pub const fn watches_its_clocks(&self) -> bool {
+        matches!(self, Self::Linux { trapped_tsc: true, .. })
+    }
+}
+
 /// How fast things happen: hardware, or software emulation of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {

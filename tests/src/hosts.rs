@@ -127,7 +127,7 @@ pub struct Seen {
 /// # Errors
 /// When the pair does not come up, or the backup does not take over as it must.
 pub fn backup(shared: &Shared, guest: Guest, log: &RdmaLog) -> anyhow::Result<Seen> {
-    let trapped_tsc = matches!(guest, Guest::Linux { trapped_tsc: true, .. });
+    let trapped_tsc = guest.watches_its_clocks();
     let spec = Spec { name: NAME.to_owned(), guest, pace: PACE };
     fs::create_dir(shared.arbiter())?;
     Arbiter::init(&shared.arbiter(), vm_id(NAME), &InitOptions::default())?;

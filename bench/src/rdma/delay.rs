@@ -3,12 +3,11 @@
 //! As over TCP (`channel/output.rs`), for each kind of ack, inside a machine in software emulation whose CPUs take turns
 //! (`tests/linux/in-vng --counted-hosts`): each is kept busy, so that it is a processor of a steady speed.
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use serde::Serialize as Json;
 use tandem_tests::bed::{Bed as PairBed, CORES, Program};
 use tandem_tests::config::{Guest, Pace, RdmaLog, Spec};
 use tandem_tests::lab;
-use tandem_tests::median::median;
 use tandem_vmm::host::shutdown::Shutdown;
 
 use super::bed::Bed;
@@ -16,7 +15,6 @@ use crate::channel::output::{self, Row};
 use crate::channel::{OUTPUT_DELAY, tell_delays};
 use crate::pair::{FRAME, RoundTrip};
 use crate::paper::fill::Fill;
-use crate::pin;
 
 /// Clients, and requests of each command.
 const LOADS: [(u32, u64); 2] = [(1, 200), (50, 3_000)];
@@ -92,25 +90,16 @@ pub(crate) fn run(turns: u32, trips: u32) -> Result<()> {
     Ok(())
 }
 
-/// Bare writes there and back, from the primary's core to the backup's.
+/// Bare writes there and back, from the primary's core to the backup's; a tenth more before that do not count.
 fn bare(bed: &PairBed, trips: u32) -> Result<RoundTrip> {
     let devices = bed.rdma_devices().context("no RDMA devices")?;
     devices.renew(&bed.lab)?;
     let hosts = Bed::of(&bed.lab);
-    let trips = std::thread::spawn(move || {
-        let _pinned = pin::to_core(CORES[0])?;
+    RoundTrip::of(move || {
         let mut bare = hosts.bare(FRAME, CORES[1])?;
-        let mut times = Vec::new();
-        for trip in 0..trips + trips / 10 {
-            let time = bare.trip()?.as_secs_f64() * 1e6;
-            if trip >= trips / 10 {
-                times.push(time);
-            }
+        for _ in 0..trips / 10 {
+            bare.trip()?;
         }
-        anyhow::Ok(times)
-    });
-    let mut trips = trips.join().map_err(|_| anyhow!("the ping-pong's thread panicked"))??;
-    trips.sort_unstable_by(f64::total_cmp);
-    let p99 = trips.get(trips.len() * 99 / 100).copied().context("no round trip was made")?;
-    Ok(RoundTrip { median: median(trips), p99 })
+        (0..trips).map(|_| Ok(bare.trip()?)).collect()
+    })
 }

@@ -69,13 +69,7 @@ fn run(args: Args) -> anyhow::Result<bool> {
     )?;
     let clocks = seen.clocks.map(|within| within.clocks());
     for (name, clock) in clocks.iter().flatten() {
-        writeln!(
-            io::stdout(),
-            "{name}, read {} times in the guest, went back by {} ns at most; its longest step was {:.3} s",
-            clock.readings,
-            clock.back,
-            clock.step as f64 / 1e9
-        )?;
+        writeln!(io::stdout(), "{name}, {clock}")?;
     }
     let monotonic = clocks.iter().flatten().all(|(_, clock)| clock.readings > 1 && clock.back == 0);
     for violation in &report.violations {

@@ -1,5 +1,6 @@
 //! What a Linux guest sees of its own clocks: `tests/linux/clocks.c` runs in it and reports to its Redis.
 
+use std::fmt;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::time::{Duration, Instant};
@@ -25,6 +26,16 @@ pub struct Seen {
     pub back: u64,
     /// The longest step from one to the next, in nanoseconds.
     pub step: u64,
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "read {} times in the guest, ", self.readings)?;
+        match self.back {
+            0 => write!(f, "never went back; its longest step was {:.3} s", self.step as f64 / 1e9),
+            back => write!(f, "went back by {back} ns"),
+        }
+    }
 }
 
 /// A report, of all since the guest's watch began.

@@ -9,7 +9,6 @@ use super::story::{self, Story};
 use super::{Verdict, round};
 use crate::bed::{Bed, Pair};
 use crate::client::{Client, ClockReport, ClockWatch, Report, Within};
-use crate::config::Guest;
 use crate::random::{Random, fresh_seed};
 
 /// Between two questions for the guest's clock, on hardware.
@@ -37,7 +36,7 @@ pub(super) fn survive(
         anyhow::bail!("the sides switched before anybody was killed: is this machine too busy?");
     }
     // A guest with a TSC watches its clocks from within, too.
-    let watches = matches!(bed.spec.guest, Guest::Linux { trapped_tsc: true, .. });
+    let watches = bed.spec.guest.watches_its_clocks();
     let within = |reports| {
         watches.then(|| Within::ask(bed.lab.client(), bed.server(), reports, bed.patience(5.0))).transpose()
     };
@@ -110,12 +109,7 @@ fn tell_clock(say: &Story, clock: &ClockReport, within: Option<&Within>) -> anyh
     };
     say.line(&format!("   the guest's clock, read {} times, {how}", clock.readings))?;
     for (name, seen) in within.iter().flat_map(|within| within.clocks()) {
-        let how = if seen.back == 0 {
-            format!("never went back; its longest step was {:.3} s", seen.step as f64 / 1e9)
-        } else {
-            format!("went back by {} ns", seen.back)
-        };
-        say.line(&format!("   {name}, read {} times in the guest, {how}", seen.readings))?;
+        say.line(&format!("   {name}, {seen}"))?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::process::Command;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 
 use super::namespace::ip;
 use super::{BACKUP, Host, Lab, Namespace, PRIMARY};
@@ -27,7 +27,17 @@ impl Lab {
         let other = if host == Host::Primary { Host::Backup } else { Host::Primary };
         self.host(other).batch("link add log type dummy\n")?;
         move_card(card, self.host(host))?;
-        plug_in(card, self.host(host), host)
+        self.plug_in(card, host)
+    }
+
+    /// A card that was moved is the log's end on that host.
+    fn plug_in(&self, card: &str, host: Host) -> anyhow::Result<()> {
+        let address = match host {
+            Host::Primary => PRIMARY,
+            Host::Backup => BACKUP,
+        };
+        self.host(host)
+            .batch(&format!("link set {card} name log\naddress add {address}/24 dev log\nlink set log up\n"))
     }
 
     /// Takes two cards of this machine, with a cable between them, for the log's; they come back when the lab goes.
@@ -41,7 +51,7 @@ impl Lab {
             let addresses = addresses(card)?;
             move_card(card, self.host(host))?;
             self.lent.push(Lent { card: card.to_owned(), host, addresses });
-            plug_in(card, self.host(host), host)?;
+            self.plug_in(card, host)?;
         }
         Ok(())
     }
@@ -89,22 +99,7 @@ fn addresses(card: &str) -> anyhow::Result<Vec<String>> {
     Ok(text.lines().filter_map(|line| line.split_whitespace().nth(3).map(str::to_owned)).collect())
 }
 
-/// A card that was moved is the log's end on that host.
-fn plug_in(card: &str, namespace: &Namespace, host: Host) -> anyhow::Result<()> {
-    let address = match host {
-        Host::Primary => PRIMARY,
-        Host::Backup => BACKUP,
-    };
-    namespace.batch(&format!("link set {card} name log\naddress add {address}/24 dev log\nlink set log up\n"))
-}
-
 fn move_card(card: &str, namespace: &Namespace) -> anyhow::Result<()> {
-    let status = Command::new("ip")
-        .args(["link", "set", card, "netns", namespace.name()])
-        .status()
-        .context("cannot run ip: install iproute2")?;
-    if !status.success() {
-        bail!("this machine has no {card}: it was not started with a cable");
-    }
-    Ok(())
+    ip(&["link", "set", card, "netns", namespace.name()])
+        .with_context(|| format!("this machine has no {card}: it was not started with a cable"))
 }
