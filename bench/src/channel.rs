@@ -32,7 +32,7 @@ mod iperf;
 mod options;
 pub(crate) mod output;
 mod picture;
-mod rdma_ratio;
+mod soft_roce;
 mod summed;
 mod throughput;
 
@@ -240,8 +240,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         delays.as_ref().map(|rows| rows.iter().map(of).fold(0.0, f64::max)).map_err(Clone::clone)
     };
     let (half, tail) = (worst(|row| row.over_rtt_p50), worst(|row| row.over_rtt_p99));
-    let (rdma, rdma_delay) = (rdma_ratio::round_trips(args.rdma), rdma_ratio::output_delay(args.rdma));
-    let of = |told: &Result<rdma_ratio::Told, String>, name| {
+    let (rdma, rdma_delay) = (soft_roce::round_trips(args.rdma), soft_roce::output_delay(args.rdma));
+    let of = |told: &Result<soft_roce::Told, String>, name| {
         told.as_ref().map_err(Clone::clone).and_then(|told| told.figure(name))
     };
     let rdma_best = of(&rdma, "rdma_over_tcp_rtt");

@@ -50,6 +50,7 @@ impl Chain {
     }
 
     /// Appends a buffer. The caller has checked the order, the range, and that all lengths together fit a `u32`.
+    #[inline]
     pub(super) fn append(&mut self, segment: Segment, writable: bool) {
         self.segments.push(segment);
         if writable {
@@ -64,6 +65,11 @@ impl Chain {
     #[must_use]
     pub fn head(&self) -> u16 {
         self.head
+    }
+
+    /// How many buffers there are.
+    pub(super) const fn segments(&self) -> usize {
+        self.segments.len()
     }
 
     /// The buffers that the device may only read.
@@ -96,24 +102,25 @@ impl Chain {
     /// # Errors
     /// [`QueueError::ShortChain`] if there are not so many.
     pub fn gather(&self, mem: &GuestMemory, offset: u32, buffer: &mut [u8]) -> Result<(), QueueError> {
-        let mut done = 0;
-        for part in parts(self.readable(), offset, buffer.len()) {
-            let end = done + part.len as usize;
-            let from = ram(mem, part.address, u64::from(part.len)).ok_or(QueueError::outside_ram(part))?;
-            from.copy_to(&mut buffer[done..end]);
-            done = end;
+        let mut rest = buffer;
+        for part in parts(self.readable(), offset, rest.len()) {
+            let (now, later) = rest.split_at_mut(part.len as usize);
+            in_ram(mem, part)?.copy_to(now);
+            rest = later;
         }
-        if done == buffer.len() { Ok(()) } else { Err(QueueError::ShortChain { head: self.head }) }
+        if rest.is_empty() { Ok(()) } else { Err(QueueError::ShortChain { head: self.head }) }
     }
 
-    /// Where `len` of the readable bytes lie, from `offset` on; fewer if there are not so many.
-    pub(super) fn slices<'a>(
+    /// The readable bytes where they are, to be read more than once. `only`: where the only buffer is, if there is but one and
+    /// that is known.
+    pub(super) fn readable_in<'a>(
         &'a self,
         mem: &'a GuestMemory,
-        offset: u32,
-        len: usize,
-    ) -> impl Iterator<Item = VolatileSlice<'a>> {
-        parts(self.readable(), offset, len).map_while(|part| ram(mem, part.address, u64::from(part.len)))
+        only: Option<VolatileSlice<'a>>,
+    ) -> Readable<'a> {
+        let together = only.filter(|_| self.readable_segments > 0);
+        let place = together.map_or(Place::Apart(mem, self), Place::Together);
+        Readable { head: self.head, place }
     }
 
     /// Writes `data` into the writable bytes, starting `offset` bytes into them.
@@ -129,6 +136,62 @@ impl Chain {
     }
 }
 
+/// The readable bytes of a chain.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Readable<'a> {
+    head: u16,
+    place: Place<'a>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Place<'a> {
+    Together(VolatileSlice<'a>),
+    Apart(&'a GuestMemory, &'a Chain),
+}
+
+impl<'a> Readable<'a> {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        match self.place {
+            Place::Together(slice) => slice.len(),
+            Place::Apart(_, chain) => chain.readable_len() as usize,
+        }
+    }
+
+    /// As [`Chain::gather`].
+    #[inline]
+    pub(super) fn gather(&self, offset: u32, buffer: &mut [u8]) -> Result<(), QueueError> {
+        match self.place {
+            Place::Together(slice) => {
+                let part = slice.subslice(offset as usize, buffer.len());
+                part.map_err(|_| QueueError::ShortChain { head: self.head })?.copy_to(buffer);
+                Ok(())
+            }
+            Place::Apart(mem, chain) => chain.gather(mem, offset, buffer),
+        }
+    }
+
+    /// Where `len` of them lie, from `offset` on; fewer if there are not so many.
+    pub(super) fn slices(&self, offset: u32, len: usize) -> impl Iterator<Item = VolatileSlice<'a>> {
+        let (together, apart) = match self.place {
+            Place::Together(slice) => {
+                let from = slice.len().min(offset as usize);
+                (slice.subslice(from, len.min(slice.len() - from)).ok(), None)
+            }
+            Place::Apart(mem, chain) => (None, Some((mem, chain))),
+        };
+        let apart = apart.into_iter().flat_map(move |(mem, chain)| {
+            parts(chain.readable(), offset, len).map_while(|part| in_ram(mem, part).ok())
+        });
+        together.filter(|slice| !slice.is_empty()).into_iter().chain(apart)
+    }
+}
+
+/// Where a buffer is.
+pub(super) fn in_ram(mem: &GuestMemory, segment: Segment) -> Result<VolatileSlice<'_>, QueueError> {
+    ram(mem, segment.address, u64::from(segment.len)).ok_or(QueueError::outside_ram(segment))
+}
+
 /// Writes `data` into `segments`, starting `offset` bytes into them; false if they were too short.
 pub(super) fn scatter(
     mem: &GuestMemory,
@@ -139,8 +202,7 @@ pub(super) fn scatter(
     let mut done = 0;
     for part in parts(segments, offset, data.len()) {
         let end = done + part.len as usize;
-        let to = ram(mem, part.address, u64::from(part.len)).ok_or(QueueError::outside_ram(part))?;
-        to.copy_from(&data[done..end]);
+        in_ram(mem, part)?.copy_from(&data[done..end]);
         done = end;
     }
     Ok(done == data.len())

@@ -17,6 +17,7 @@ use std::hash::{Hash, Hasher};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
+use vm_memory::VolatileSlice;
 
 use self::offload::Offloads;
 use self::packet::Packet;
@@ -225,39 +226,55 @@ impl Net {
         mem: &GuestMemory,
         outputs: &mut dyn Outputs,
     ) -> Result<u64, QueueError> {
-        let mut bytes = 0;
-        for _ in 0..packets {
-            if !queue.pop(mem, &mut self.chain)? {
-                break;
-            }
-            let head = self.chain.head();
-            let len = (self.chain.readable_len() as usize)
-                .checked_sub(HEADER_LEN)
-                .ok_or(QueueError::ShortChain { head })?;
-            if len > MAX_FRAME {
-                return Err(QueueError::OversizeChain { head });
-            }
-            let mut header = offload::COMPLETE;
-            self.chain.gather(mem, 0, &mut header)?;
-            match self.state.from_guest.sent(header, len).filter(|_| len >= MIN_FRAME) {
-                Some(header) => {
-                    let packet = Packet::in_memory(header, mem, (&self.chain, HEADER_LEN as u32, len));
-                    outputs.packet(self.nic, &packet.ok_or(QueueError::ShortChain { head })?);
-                    self.state.sent += 1;
-                }
-                None => self.state.dropped += 1,
-            }
-            bytes += len as u64;
-            queue.push_used(mem, head, 0)?;
+        if packets == 0 {
+            return Ok(0);
         }
-        Ok(bytes)
+        let rings = queue.rings(mem)?;
+        let sent = (0..packets).try_fold(0, |bytes, _| {
+            let only = queue.take(&rings, &mut self.chain)?;
+            let len = self.send(mem, only, outputs)?;
+            queue.put_used(&rings, self.chain.head(), 0)?;
+            Ok(bytes + len as u64)
+        });
+        queue.show_used(&rings)?;
+        sent
     }
 
-    /// Whether [`Net::receive`] would deliver this packet. True too if it would find the queue corrupt: the packet
+    /// Sends what is in the chain; `only`: as of [`VirtQueue::take`]. How many bytes it has.
+    fn send(
+        &mut self,
+        mem: &GuestMemory,
+        only: Option<VolatileSlice<'_>>,
+        outputs: &mut dyn Outputs,
+    ) -> Result<usize, QueueError> {
+        let (chain, short) = (&self.chain, QueueError::ShortChain { head: self.chain.head() });
+        let len = (chain.readable_len() as usize).checked_sub(HEADER_LEN).ok_or(short)?;
+        if len > MAX_FRAME {
+            return Err(QueueError::OversizeChain { head: chain.head() });
+        }
+        let readable = chain.readable_in(mem, only);
+        let mut header = offload::COMPLETE;
+        readable.gather(0, &mut header)?;
+        match self.state.from_guest.sent(header, len).filter(|_| len >= MIN_FRAME) {
+            Some(header) => {
+                let packet = Packet::in_memory(header, readable, HEADER_LEN as u32, len);
+                outputs.packet(self.nic, &packet.ok_or(short)?);
+                self.state.sent += 1;
+            }
+            None => self.state.dropped += 1,
+        }
+        Ok(len)
+    }
+
+    /// Whether [`Net::receive`], with a ready queue as that, would deliver this packet. True too if it would find the queue corrupt: the packet
     /// must then be delivered, so that both sides find it at the same position.
     pub(super) fn can_receive(&self, packet: &[u8], queues: &[VirtQueue], mem: &GuestMemory) -> bool {
         self.admit(packet).is_ok_and(|(_, frame)| {
-            !matches!(queues[RX].chains_for(mem, HEADER_LEN + frame.len(), self.max_chains()), Ok(None))
+            let queue = &queues[RX];
+            let chains = queue
+                .rings(mem)
+                .and_then(|rings| queue.chains_for(&rings, HEADER_LEN + frame.len(), self.max_chains()));
+            chains != Ok(None)
         })
     }
 
@@ -286,7 +303,8 @@ impl Net {
             }
         };
         let queue = &mut queues[RX];
-        let Some(chains) = queue.chains_for(mem, HEADER_LEN + frame.len(), self.max_chains())? else {
+        let rings = queue.rings(mem)?;
+        let Some(chains) = queue.chains_for(&rings, HEADER_LEN + frame.len(), self.max_chains())? else {
             self.state.dropped += 1;
             queue.ask_for_kick(mem)?;
             return Ok((RxOutcome::NoBuffer, false));
@@ -296,10 +314,8 @@ impl Net {
         header[left.len()..].copy_from_slice(&chains.to_le_bytes());
         let mut rest = frame;
         for n in 0..chains {
-            if !queue.pop(mem, &mut self.chain)? {
-                // The frame was written over the ring that it is to be described in.
-                return Err(QueueError::ShortChain { head: self.chain.head() });
-            }
+            // Another than was counted, if the frame was written over the ring that it is described in.
+            queue.take(&rings, &mut self.chain)?;
             let mut room = self.chain.writable_len() as usize;
             let mut offset = 0;
             if n == 0 {
@@ -313,8 +329,9 @@ impl Net {
             let (part, later) = rest.split_at(rest.len().min(room));
             self.chain.scatter(mem, offset as u32, part)?;
             rest = later;
-            queue.push_used(mem, self.chain.head(), (offset + part.len()) as u32)?;
+            queue.put_used(&rings, self.chain.head(), (offset + part.len()) as u32)?;
         }
+        queue.show_used(&rings)?;
         if !rest.is_empty() {
             return Err(QueueError::ShortChain { head: self.chain.head() });
         }

@@ -7,13 +7,16 @@
 //! Devices run while the vCPU is stopped, so that reading a ring twice gives the same answer twice.
 
 mod ring;
+mod walk;
 
 use virtio_bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY,
 };
+use vm_memory::VolatileSlice;
 
+pub use self::ring::Rings;
 use self::ring::{AvailableRing, DESCRIPTOR_SIZE, Table, UsedRing};
-use super::chain::{Chain, Segment};
+use super::chain::Chain;
 pub use super::fault::{Part, QueueError};
 use crate::machine::memory::{GuestMemory, ram};
 
@@ -148,6 +151,14 @@ impl VirtQueue {
         Ok(pending)
     }
 
+    /// The queue's parts, for as much as is done with them in one go.
+    ///
+    /// # Errors
+    /// None on a ready queue.
+    pub fn rings<'a>(&self, mem: &'a GuestMemory) -> Result<Rings<'a>, QueueError> {
+        Ok(Rings { mem, table: self.table(mem)?, available: self.available(mem)?, used: self.used(mem)? })
+    }
+
     /// Takes the next chain into `chain`; false if there is none.
     ///
     /// # Errors
@@ -156,15 +167,32 @@ impl VirtQueue {
         if !self.ready {
             return Ok(false);
         }
-        let available = self.available(mem)?;
-        if self.pending_in(&available)? == 0 {
+        let rings = self.rings(mem)?;
+        if self.pending_in(&rings.available)? == 0 {
             return Ok(false);
         }
-        let head = available.head(self.next_avail)?;
+        self.take(&rings, chain).map(|_| true)
+    }
+
+    /// Takes the next chain into `chain`: one of those that [`VirtQueue::pending`] has counted. Where its only buffer is, if it
+    /// has but one.
+    ///
+    /// # Errors
+    /// As of [`VirtQueue::pop`].
+    pub fn take<'a>(
+        &mut self,
+        rings: &Rings<'a>,
+        chain: &mut Chain,
+    ) -> Result<Option<VolatileSlice<'a>>, QueueError> {
+        let head = rings.available.head(self.next_avail)?;
         chain.start(head);
-        self.walk(mem, &self.table(mem)?, head, |segment, writable| chain.append(segment, writable))?;
+        let mut last = None;
+        self.walk(rings, head, |segment, writable, place| {
+            last = Some(place);
+            chain.append(segment, writable);
+        })?;
         self.next_avail = self.next_avail.wrapping_add(1);
-        Ok(true)
+        Ok(last.filter(|_| chain.segments() == 1))
     }
 
     /// Puts the chain that was taken last back: the next [`VirtQueue::pop`] takes it again.
@@ -172,26 +200,22 @@ impl VirtQueue {
         self.next_avail = self.next_avail.wrapping_sub(1);
     }
 
-    /// How many of the pending chains together have at least `len` writable bytes, counted from the next one on
+    /// How many of a ready queue's pending chains together have at least `len` writable bytes, counted from the next one on
     /// and at most `max_chains`; `None` if they have less.
     ///
     /// # Errors
     /// What is wrong with the ring or a chain.
     pub fn chains_for(
         &self,
-        mem: &GuestMemory,
+        rings: &Rings<'_>,
         len: usize,
         max_chains: u16,
     ) -> Result<Option<u16>, QueueError> {
-        if !self.ready {
-            return Ok(None);
-        }
-        let (available, table) = (self.available(mem)?, self.table(mem)?);
         let mut room = 0;
-        for n in 0..self.pending_in(&available)?.min(max_chains) {
-            let head = available.head(self.next_avail.wrapping_add(n))?;
+        for n in 0..self.pending_in(&rings.available)?.min(max_chains) {
+            let head = rings.available.head(self.next_avail.wrapping_add(n))?;
             let before = room;
-            self.walk(mem, &table, head, |segment, writable| {
+            self.walk(rings, head, |segment, writable, _| {
                 room += if writable { segment.len as usize } else { 0 }
             })?;
             if room == before {
@@ -209,12 +233,30 @@ impl VirtQueue {
     /// # Errors
     /// [`QueueError::DescriptorIndex`] if `head` is beyond the table (a queue made anew under a request).
     pub fn push_used(&mut self, mem: &GuestMemory, head: u16, len: u32) -> Result<(), QueueError> {
+        let rings = self.rings(mem)?;
+        self.put_used(&rings, head, len)?;
+        self.show_used(&rings)
+    }
+
+    /// As [`VirtQueue::push_used`], for the driver to see at [`VirtQueue::show_used`].
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn put_used(&mut self, rings: &Rings<'_>, head: u16, len: u32) -> Result<(), QueueError> {
         if u32::from(head) >= self.size {
             return Err(QueueError::DescriptorIndex { index: head, table_len: self.size });
         }
-        self.used(mem)?.put(self.next_used, head, len)?;
+        rings.used.put(self.next_used, head, len)?;
         self.next_used = self.next_used.wrapping_add(1);
         Ok(())
+    }
+
+    /// Shows the driver what was given back.
+    ///
+    /// # Errors
+    /// None on a ready queue.
+    pub fn show_used(&self, rings: &Rings<'_>) -> Result<(), QueueError> {
+        rings.used.set_index(self.next_used)
     }
 
     /// Whether the driver wants an interrupt for what was given back since the last call (section 2.7.7).
@@ -266,57 +308,6 @@ impl VirtQueue {
         if self.pending(mem)? == 0 { self.ask_for_kick(mem) } else { self.ask_for_no_kick(mem) }
     }
 
-    /// Shows `visit` each buffer of the chain at `head` of `table`, and whether the device may write it.
-    fn walk(
-        &self,
-        mem: &GuestMemory,
-        table: &Table<'_>,
-        head: u16,
-        mut visit: impl FnMut(Segment, bool),
-    ) -> Result<(), QueueError> {
-        let (mut table, mut in_indirect) = (*table, false);
-        let mut index = head;
-        let (mut count, mut total, mut seen_writable) = (0, 0u32, false);
-        loop {
-            let descriptor = table.descriptor(index)?;
-            if descriptor.refers_to_indirect_table() {
-                if !self.indirect || in_indirect || descriptor.has_next() {
-                    return Err(QueueError::IndirectNotAllowed { head });
-                }
-                let (address, bytes) = (descriptor.addr().0, descriptor.len());
-                if bytes == 0 || !u64::from(bytes).is_multiple_of(DESCRIPTOR_SIZE) {
-                    return Err(QueueError::IndirectTable { head });
-                }
-                table = Table::at(mem, address, bytes / DESCRIPTOR_SIZE as u32)
-                    .ok_or(QueueError::IndirectTable { head })?;
-                (in_indirect, index) = (true, 0);
-                continue;
-            }
-            count += 1;
-            if count > self.size {
-                return Err(QueueError::ChainTooLong { head });
-            }
-            let segment = Segment { address: descriptor.addr().0, len: descriptor.len() };
-            if segment.len == 0 {
-                return Err(QueueError::ZeroLength { head });
-            }
-            if ram(mem, segment.address, u64::from(segment.len)).is_none() {
-                return Err(QueueError::outside_ram(segment));
-            }
-            total = total.checked_add(segment.len).ok_or(QueueError::ChainTooLarge { head })?;
-            let writable = descriptor.is_write_only();
-            if seen_writable && !writable {
-                return Err(QueueError::ReadableAfterWritable { head });
-            }
-            seen_writable = writable;
-            visit(segment, writable);
-            if !descriptor.has_next() {
-                return Ok(());
-            }
-            index = descriptor.next();
-        }
-    }
-
     fn table<'a>(&self, mem: &'a GuestMemory) -> Result<Table<'a>, QueueError> {
         Table::at(mem, self.desc_table, self.size).ok_or(QueueError::Inaccessible)
     }
@@ -337,6 +328,7 @@ impl VirtQueue {
 
 #[cfg(test)]
 mod tests {
+    use super::super::chain::Segment;
     use super::*;
     use proptest::prelude::*;
     use virtio_queue::desc::RawDescriptor;

@@ -1,8 +1,7 @@
 //! A packet that the guest sends, where the guest has it: whoever lets it out, or keeps it, takes it from there.
 
 use super::offload::HEADER_LEN;
-use crate::machine::memory::GuestMemory;
-use crate::machine::virtio::chain::Chain;
+use crate::machine::virtio::chain::Readable;
 
 /// A header of [`HEADER_LEN`] bytes that says what is left to the host, and an Ethernet frame.
 #[derive(Clone, Copy, Debug)]
@@ -13,10 +12,9 @@ pub struct Packet<'a> {
 
 #[derive(Clone, Copy, Debug)]
 enum Frame<'a> {
-    /// The readable bytes of a chain from an offset on; so many, all of them in guest memory.
+    /// The readable bytes of a chain from an offset on; so many.
     Guest {
-        mem: &'a GuestMemory,
-        chain: &'a Chain,
+        bytes: Readable<'a>,
         offset: u32,
         len: usize,
     },
@@ -36,16 +34,17 @@ impl<'a> Packet<'a> {
     /// Parts of a packet at most, the header among them, beside those that its chain has.
     pub const MORE_PARTS: usize = 1;
 
-    /// A packet with its frame in guest memory: `len` of the readable bytes of `chain`, from `offset` on. `None`: there are
+    /// A packet with its frame in guest memory: `len` of a chain's readable `bytes`, from `offset` on. `None`: there are
     /// not so many.
     #[must_use]
     pub(super) fn in_memory(
         header: [u8; HEADER_LEN],
-        mem: &'a GuestMemory,
-        (chain, offset, len): (&'a Chain, u32, usize),
+        bytes: Readable<'a>,
+        offset: u32,
+        len: usize,
     ) -> Option<Self> {
-        let there = chain.readable_len().saturating_sub(offset) as usize;
-        (len <= there).then_some(Self { header, frame: Frame::Guest { mem, chain, offset, len } })
+        let there = bytes.len().saturating_sub(offset as usize);
+        (len <= there).then_some(Self { header, frame: Frame::Guest { bytes, offset, len } })
     }
 
     /// A packet that lies in one piece. `None`: it has no whole header.
@@ -79,8 +78,8 @@ impl<'a> Packet<'a> {
         let (header, frame) = to[..self.len()].split_at_mut(HEADER_LEN);
         header.copy_from_slice(&self.header);
         match self.frame {
-            Frame::Guest { mem, chain, offset, len } => {
-                let copied = chain.gather(mem, offset, frame);
+            Frame::Guest { bytes, offset, len } => {
+                let copied = bytes.gather(offset, frame);
                 debug_assert!(copied.is_ok(), "{len} bytes were there: {copied:?}");
             }
             Frame::Bytes(bytes) => frame.copy_from_slice(bytes),
@@ -99,8 +98,8 @@ impl<'a> Packet<'a> {
     pub fn for_each_part(&self, mut visit: impl FnMut(Part)) {
         visit(Part { start: self.header.as_ptr(), len: HEADER_LEN });
         match self.frame {
-            Frame::Guest { mem, chain, offset, len } => {
-                for slice in chain.slices(mem, offset, len) {
+            Frame::Guest { bytes, offset, len } => {
+                for slice in bytes.slices(offset, len) {
                     visit(Part { start: slice.ptr_guard().as_ptr(), len: slice.len() });
                 }
             }
@@ -113,7 +112,8 @@ impl<'a> Packet<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::virtio::chain::Segment;
+    use crate::machine::memory::GuestMemory;
+    use crate::machine::virtio::chain::{Chain, Segment, in_ram};
     use proptest::prelude::*;
     use vm_memory::{Bytes, GuestAddress};
 
@@ -142,7 +142,8 @@ mod tests {
                 bytes.extend(part);
             }
             let header = [9; HEADER_LEN];
-            let packet = Packet::in_memory(header, &mem, (&chain, offset, len));
+            let only = (cuts.len() == 1).then(|| in_ram(&mem, chain.readable()[0]).unwrap());
+            let packet = Packet::in_memory(header, chain.readable_in(&mem, only), offset, len);
             let frame = bytes.get(offset as usize..).and_then(|rest| rest.get(..len));
             prop_assert_eq!(packet.is_some(), frame.is_some() || len == 0);
             if let (Some(packet), Some(frame)) = (packet, frame) {

@@ -1,7 +1,7 @@
 //! The three parts of a split virtqueue in guest memory (virtio 1.3, sections 2.7.5, 2.7.6 and 2.7.8).
 //!
-//! Each is looked up in memory once for all that is done with it in one go: a packet of 64 KiB takes some forty buffers,
-//! and a search of memory for each word of the rings took longer than to copy the packet.
+//! All are looked up in memory once for all that is done with them in one go: a packet of 64 KiB takes some forty buffers, fifty
+//! clients are answered at one exit, and a search of memory for each word of the rings takes longer than to copy a packet.
 
 use std::sync::atomic::Ordering;
 
@@ -22,6 +22,15 @@ const INDEX: usize = 2;
 
 /// Offset of the first entry of the available and the used ring.
 const RING_HEADER: u64 = 4;
+
+/// A queue's parts, and the memory that they are in.
+#[derive(Clone, Copy, Debug)]
+pub struct Rings<'a> {
+    pub(super) mem: &'a GuestMemory,
+    pub(super) table: Table<'a>,
+    pub(super) available: AvailableRing<'a>,
+    pub(super) used: UsedRing<'a>,
+}
 
 /// A descriptor table: that of a queue, or an indirect one.
 #[derive(Clone, Copy, Debug)]
@@ -73,8 +82,9 @@ impl<'a> AvailableRing<'a> {
 
     /// The head at index `n` of all that were ever made available.
     pub(super) fn head(&self, n: u16) -> Result<u16, QueueError> {
-        let entry = usize::from(n & (self.size - 1));
-        load(&self.slice, RING_HEADER as usize + 2 * entry, Ordering::Relaxed)
+        let entry = RING_HEADER as usize + 2 * usize::from(n & (self.size - 1));
+        let head = self.slice.get_ref(entry).map_err(|_| QueueError::Inaccessible)?;
+        Ok(u16::from_le(head.load()))
     }
 
     /// The used index at which the driver wants an interrupt.
@@ -101,13 +111,19 @@ impl<'a> UsedRing<'a> {
         Some(Self { slice: ram(mem, address, Self::bytes(size))?, size })
     }
 
-    /// Puts the chain at `head` at index `n` of all that were ever given back, with `len` bytes written, and says that
-    /// it is there.
+    /// Puts the chain at `head` at index `n` of all that were ever given back, with `len` bytes written. The driver looks for it
+    /// once the index is beyond it.
     pub(super) fn put(&self, n: u16, head: u16, len: u32) -> Result<(), QueueError> {
         let entry = RING_HEADER as usize + USED_SIZE as usize * usize::from(n & (self.size - 1));
-        store(&self.slice, u32::from(head).to_le(), entry, Ordering::Relaxed)?;
-        store(&self.slice, len.to_le(), entry + 4, Ordering::Relaxed)?;
-        store(&self.slice, n.wrapping_add(1).to_le(), INDEX, Ordering::Release)
+        let words = u64::from(head) | u64::from(len) << 32;
+        let place = self.slice.get_ref::<u64>(entry).map_err(|_| QueueError::Inaccessible)?;
+        place.store(words.to_le());
+        Ok(())
+    }
+
+    /// The index: so many chains were ever given back.
+    pub(super) fn set_index(&self, index: u16) -> Result<(), QueueError> {
+        store(&self.slice, index.to_le(), INDEX, Ordering::Release)
     }
 
     pub(super) fn set_flags(&self, flags: u16) -> Result<(), QueueError> {

@@ -1,5 +1,5 @@
-//! RDMA's ack round trip against TCP's, from tests/rdma/bench: both over one soft RoCE link, under virtme-ng. And the output
-//! delay of pairs over RDMA, from tests/rdma/delay.
+//! Figures over soft RoCE, under virtme-ng: RDMA's ack round trip against TCP's, from tests/rdma/bench, and the output delay of
+//! pairs over RDMA, from tests/rdma/delay.
 
 use serde_json::Value;
 use std::path::Path;
