@@ -239,7 +239,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let worst = |of: fn(&output::Row) -> f64| {
         delays.as_ref().map(|rows| rows.iter().map(of).fold(0.0, f64::max)).map_err(Clone::clone)
     };
-    let (half, tail) = (worst(|row| row.over_rtt_p50), worst(|row| row.over_rtt_p99));
+    let held_up = delays.as_ref().ok().and_then(|rows| rows.iter().find_map(output::Row::held_up));
+    let half = worst(|row| row.over_rtt_p50);
+    let tail = held_up.map_or_else(|| worst(|row| row.over_rtt_p99), Err);
     let (rdma, rdma_delay) = (soft_roce::round_trips(args.rdma), soft_roce::output_delay(args.rdma));
     let of = |told: &Result<soft_roce::Told, String>, name| {
         told.as_ref().map_err(Clone::clone).and_then(|told| told.figure(name))
@@ -334,6 +336,12 @@ pub(crate) fn tell_delays(rows: &[output::Row]) {
             row.total_over_rtt_p50,
             row.total_over_rtt_p99
         );
+        if let (count, again @ 1..) = row.counted() {
+            println!(
+                "   {count} turns count; in {again} this machine's host took more than {} % of the time",
+                output::MOST_STOLEN * 100.0
+            );
+        }
         for stage in &row.stages {
             println!("   {:<10} {:>6.1} us (p50) {:>6.1} us (p99)", stage.name, stage.p50_us, stage.p99_us);
         }

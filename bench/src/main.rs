@@ -19,6 +19,7 @@ mod pingpong;
 #[cfg(feature = "rdma")]
 mod rdma;
 mod report;
+mod stolen;
 
 #[derive(Debug, Parser)]
 #[command(version, about = "Measures Tandem; every subcommand ends with one line of JSON")]
