@@ -174,3 +174,22 @@ pub(crate) fn row(
         stages: measured.pop().map(|(.., delay)| delay.stages).unwrap_or_default(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_p99_says_nothing_where_no_turn_was_left_alone() {
+        let row = |stolen: &[f64]| {
+            let turn = |stolen: &f64| Turn { stolen: *stolen, over_rtt_p50: 0.1, over_rtt_p99: 1.0 };
+            Row { clients: 50, turns: stolen.iter().map(turn).collect(), ..Row::default() }
+        };
+        assert_eq!((row(&[0.0, 0.3, 0.31]).counted(), row(&[0.0, 0.31]).held_up()), ((2, 1), None));
+        let why = row(&[2.5, 0.31]).held_up().unwrap();
+        assert!(
+            why.contains("50 clients") && why.contains("took 0.3 % of the time or more in each of 2"),
+            "{why}"
+        );
+    }
+}
