@@ -339,7 +339,7 @@ pub(crate) fn tell_delays(rows: &[output::Row]) {
         if let (count, again @ 1..) = row.counted() {
             println!(
                 "   {count} turns count; in {again} this machine's host took more than {} % of the time",
-                output::MOST_STOLEN * 100.0
+                output::MOST_STOLEN
             );
         }
         for stage in &row.stages {

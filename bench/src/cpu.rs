@@ -1,4 +1,4 @@
-//! CPU time of processes: what a load costs, however busy the machine is.
+//! CPU time: of processes, what a load costs, however busy the machine is; and of cores.
 
 use std::time::Duration;
 
@@ -37,6 +37,15 @@ pub(crate) fn used(by: libc::c_int) -> Duration {
         .iter()
         .map(|time| Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64))
         .sum()
+}
+
+/// What the kernel has counted of `cores` ("cpu": all together; "cpu0": the first) in `/proc/stat`, in ticks: user, nice, system, idle,
+/// waiting for a disk, two kinds of interrupts, stolen. Guests' time is part of the first two (proc(5)).
+pub(crate) fn ticks(stat: &str, cores: &str) -> Option<[u64; 8]> {
+    let mut lines = stat.lines().map(str::split_whitespace);
+    let fields = lines.find_map(|mut words| (words.next()? == cores).then_some(words))?;
+    let ticks: Vec<u64> = fields.take(8).map_while(|field| field.parse().ok()).collect();
+    ticks.try_into().ok()
 }
 
 #[cfg(test)]

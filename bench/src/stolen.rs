@@ -5,7 +5,9 @@
 
 use anyhow::{Context, Result};
 
-/// The kernel's account of the time of all cores, in ticks (proc(5), `/proc/stat`).
+use crate::cpu::ticks;
+
+/// The kernel's account of the time of all cores, in ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Account {
     stolen: u64,
@@ -22,11 +24,10 @@ impl Account {
         Self::read(&text).context("/proc/stat says nothing of all cores")
     }
 
-    /// User, nice, system, idle, waiting for a disk, two kinds of interrupts, stolen; what follows is counted among the first two.
-    fn read(text: &str) -> Option<Self> {
-        let line = text.lines().find_map(|line| line.strip_prefix("cpu "))?;
-        let ticks: Vec<u64> = line.split_whitespace().take(8).map_while(|word| word.parse().ok()).collect();
-        Some(Self { stolen: *ticks.get(7)?, all: ticks.iter().sum() })
+    fn read(stat: &str) -> Option<Self> {
+        let ticks = ticks(stat, "cpu")?;
+        let [.., stolen] = ticks;
+        Some(Self { stolen, all: ticks.iter().sum() })
     }
 
     /// The share of the time since `before` that was stolen, 0 to 1.

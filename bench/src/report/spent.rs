@@ -4,6 +4,8 @@ use std::fs;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cpu;
+
 /// CPU seconds since the start of a process and of its core; as the difference of two, by the time between them,
 /// CPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -45,11 +47,8 @@ impl Spent {
             .find(|thread| thread.name == "tandem-vcpu")
             .or_else(|| threads.iter().find(|thread| thread.id == main))?;
         let all: f64 = threads.iter().map(|thread| thread.user + thread.system).sum();
-        let core = format!("cpu{core} ");
-        let fields = machine.lines().find_map(|line| line.strip_prefix(&core))?.split_whitespace();
-        // user nice system idle iowait irq softirq steal; guest time is part of user.
-        let spent: Vec<f64> = fields.take(8).map_while(|field| field.parse().ok()).collect();
-        let [user, nice, system, idle, wait, irq, softirq, ..] = spent[..] else { return None };
+        let spent = cpu::ticks(machine, &format!("cpu{core}"))?;
+        let [user, nice, system, idle, wait, irq, softirq, _] = spent.map(|ticks| ticks as f64);
         let in_ticks = Self {
             guest: vcpu.guest,
             vmm: vcpu.user - vcpu.guest,

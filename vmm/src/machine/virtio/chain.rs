@@ -118,9 +118,7 @@ impl Chain {
         mem: &'a GuestMemory,
         only: Option<VolatileSlice<'a>>,
     ) -> Readable<'a> {
-        let together = only.filter(|_| self.readable_segments > 0);
-        let place = together.map_or(Place::Apart(mem, self), Place::Together);
-        Readable { head: self.head, place }
+        Readable { mem, chain: self, only: only.filter(|_| self.readable_segments > 0) }
     }
 
     /// Writes `data` into the writable bytes, starting `offset` bytes into them.
@@ -137,53 +135,33 @@ impl Chain {
 }
 
 /// The readable bytes of a chain.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Readable<'a> {
-    head: u16,
-    place: Place<'a>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Place<'a> {
-    Together(VolatileSlice<'a>),
-    Apart(&'a GuestMemory, &'a Chain),
+    mem: &'a GuestMemory,
+    chain: &'a Chain,
+    /// All of them, if they are known to lie together.
+    only: Option<VolatileSlice<'a>>,
 }
 
 impl<'a> Readable<'a> {
     /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        match self.place {
-            Place::Together(slice) => slice.len(),
-            Place::Apart(_, chain) => chain.readable_len() as usize,
-        }
+    pub(super) const fn len(&self) -> usize {
+        self.chain.readable_len as usize
     }
 
     /// As [`Chain::gather`].
     #[inline]
     pub(super) fn gather(&self, offset: u32, buffer: &mut [u8]) -> Result<(), QueueError> {
-        match self.place {
-            Place::Together(slice) => {
-                let part = slice.subslice(offset as usize, buffer.len());
-                part.map_err(|_| QueueError::ShortChain { head: self.head })?.copy_to(buffer);
-                Ok(())
-            }
-            Place::Apart(mem, chain) => chain.gather(mem, offset, buffer),
-        }
+        let Some(only) = self.only else { return self.chain.gather(self.mem, offset, buffer) };
+        let part = only.subslice(offset as usize, buffer.len());
+        part.map_err(|_| QueueError::ShortChain { head: self.chain.head })?.copy_to(buffer);
+        Ok(())
     }
 
     /// Where `len` of them lie, from `offset` on; fewer if there are not so many.
     pub(super) fn slices(&self, offset: u32, len: usize) -> impl Iterator<Item = VolatileSlice<'a>> {
-        let (together, apart) = match self.place {
-            Place::Together(slice) => {
-                let from = slice.len().min(offset as usize);
-                (slice.subslice(from, len.min(slice.len() - from)).ok(), None)
-            }
-            Place::Apart(mem, chain) => (None, Some((mem, chain))),
-        };
-        let apart = apart.into_iter().flat_map(move |(mem, chain)| {
-            parts(chain.readable(), offset, len).map_while(|part| in_ram(mem, part).ok())
-        });
-        together.filter(|slice| !slice.is_empty()).into_iter().chain(apart)
+        let mem = self.mem;
+        parts(self.chain.readable(), offset, len).map_while(move |part| in_ram(mem, part).ok())
     }
 }
 

@@ -257,7 +257,7 @@ impl Net {
         readable.gather(0, &mut header)?;
         match self.state.from_guest.sent(header, len).filter(|_| len >= MIN_FRAME) {
             Some(header) => {
-                let packet = Packet::in_memory(header, readable, HEADER_LEN as u32, len);
+                let packet = Packet::in_memory(header, &readable, HEADER_LEN as u32, len);
                 outputs.packet(self.nic, &packet.ok_or(short)?);
                 self.state.sent += 1;
             }
@@ -266,8 +266,8 @@ impl Net {
         Ok(len)
     }
 
-    /// Whether [`Net::receive`], with a ready queue as that, would deliver this packet. True too if it would find the queue corrupt: the packet
-    /// must then be delivered, so that both sides find it at the same position.
+    /// Whether [`Net::receive`], with a ready queue as that, would deliver this packet. True too if it would find the queue
+    /// corrupt: the packet must then be delivered, so that both sides find it at the same position.
     pub(super) fn can_receive(&self, packet: &[u8], queues: &[VirtQueue], mem: &GuestMemory) -> bool {
         self.admit(packet).is_ok_and(|(_, frame)| {
             let queue = &queues[RX];

@@ -14,7 +14,7 @@ pub struct Packet<'a> {
 enum Frame<'a> {
     /// The readable bytes of a chain from an offset on; so many.
     Guest {
-        bytes: Readable<'a>,
+        bytes: &'a Readable<'a>,
         offset: u32,
         len: usize,
     },
@@ -39,7 +39,7 @@ impl<'a> Packet<'a> {
     #[must_use]
     pub(super) fn in_memory(
         header: [u8; HEADER_LEN],
-        bytes: Readable<'a>,
+        bytes: &'a Readable<'a>,
         offset: u32,
         len: usize,
     ) -> Option<Self> {
@@ -143,7 +143,8 @@ mod tests {
             }
             let header = [9; HEADER_LEN];
             let only = (cuts.len() == 1).then(|| in_ram(&mem, chain.readable()[0]).unwrap());
-            let packet = Packet::in_memory(header, chain.readable_in(&mem, only), offset, len);
+            let readable = chain.readable_in(&mem, only);
+            let packet = Packet::in_memory(header, &readable, offset, len);
             let frame = bytes.get(offset as usize..).and_then(|rest| rest.get(..len));
             prop_assert_eq!(packet.is_some(), frame.is_some() || len == 0);
             if let (Some(packet), Some(frame)) = (packet, frame) {
