@@ -13,7 +13,7 @@ use crate::transport::buffer::{Memory, SendBuffer};
 use crate::transport::{Duplex, Glance, Peek, ReceiveHalf, TransportError, Wake, Waker};
 
 /// Bytes received at most before they are consumed.
-const WINDOW: usize = 256 << 10;
+pub(super) const WINDOW: usize = 256 << 10;
 /// Where the eventfd's count is read to, behind the window.
 const WAKE_WORD: usize = WINDOW;
 /// Bytes of replies that may wait for the network.
@@ -286,12 +286,8 @@ impl Engine {
             if self.replies.queued() > 0 {
                 self.push()?;
             }
-        } else {
-            self.arm()?;
-            if !self.spin(timeout)? {
-                self.enter(1, timeout)?;
-                self.reap();
-            }
+        } else if !self.spin(timeout)? {
+            self.sleep(timeout)?;
         }
         // What came in before a fault is handed out first.
         let wake = std::mem::take(&mut self.news);
@@ -317,12 +313,26 @@ impl Engine {
         let all = timeout.is_some_and(|timeout| timeout <= self.spin);
         let end = Instant::now().checked_add(timeout.map_or(self.spin, |timeout| timeout.min(self.spin)));
         loop {
+            self.arm()?;
             self.enter(0, None)?;
             if self.reap() {
                 return Ok(true);
             }
             if end.is_some_and(|end| Instant::now() >= end) {
                 return Ok(all);
+            }
+        }
+    }
+
+    /// Waits for a completion. A multishot that finds the window used up ends with nothing to tell: it is started again,
+    /// and the timeout with it.
+    fn sleep(&mut self, timeout: Option<Duration>) -> Result<(), TransportError> {
+        loop {
+            self.arm()?;
+            let receiving = self.receiving;
+            self.enter(1, timeout)?;
+            if self.reap() || receiving == self.receiving {
+                return Ok(());
             }
         }
     }

@@ -79,6 +79,32 @@ fn into_provided_buffers() {
     carries_every_byte(&TcpConfig { receive: Receive::Multishot, ..TcpConfig::default() });
 }
 
+/// A multishot ends when its window is used up: what comes next must not find a receiver that turns, or sleeps,
+/// without a receive.
+#[test]
+fn a_window_used_up_is_no_end_of_the_wait() {
+    for (round, spin) in (0..40_u8).zip([Duration::ZERO, Duration::from_millis(20)].into_iter().cycle()) {
+        let (mut send, _acks, mut log) =
+            link(&TcpConfig { receive: Receive::Multishot, spin, ..TcpConfig::default() });
+        let chunk = [round; 64 << 10];
+        for _ in 0..receive::WINDOW / chunk.len() {
+            commit(&mut send, &chunk);
+            send.flush().unwrap();
+            assert_eq!(receive(&mut log, chunk.len()), chunk);
+        }
+        let sender = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(30));
+            commit(&mut send, &[round; 64]);
+            send.flush().unwrap();
+            send
+        });
+        let wake = log.wait(Some(Duration::from_secs(10))).unwrap();
+        assert!(wake.data, "round {round}, looking for {spin:?}");
+        assert_eq!(log.data(), [round; 64]);
+        sender.join().unwrap();
+    }
+}
+
 #[test]
 fn out_of_registered_memory() {
     carries_every_byte(&TcpConfig { registered: true, zero_copy_from: 1, ..TcpConfig::default() });
