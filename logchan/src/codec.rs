@@ -56,26 +56,25 @@ pub struct AccessError(#[source] rancor::Error);
 #[derive(Debug)]
 pub struct SliceWriter<'a> {
     room: &'a mut [u8],
-    len: &'a mut usize,
-    overflowed: &'a mut bool,
+    len: usize,
+    overflowed: bool,
 }
 
 impl Positional for SliceWriter<'_> {
     fn pos(&self) -> usize {
-        *self.len
+        self.len
     }
 }
 
 impl<E: Source> Writer<E> for SliceWriter<'_> {
     #[inline]
     fn write(&mut self, bytes: &[u8]) -> Result<(), E> {
-        // `len` never exceeds the room, so the difference cannot wrap.
-        if bytes.len() > self.room.len() - *self.len {
-            *self.overflowed = true;
+        let Some(room) = self.room.get_mut(self.len..).and_then(|left| left.get_mut(..bytes.len())) else {
+            self.overflowed = true;
             fail!(Overflow);
-        }
-        self.room[*self.len..*self.len + bytes.len()].copy_from_slice(bytes);
-        *self.len += bytes.len();
+        };
+        room.copy_from_slice(bytes);
+        self.len += bytes.len();
         Ok(())
     }
 }
@@ -124,11 +123,11 @@ impl Encoder {
         if available < HEADER_LEN {
             return Err(too_small);
         }
-        let (mut len, mut overflowed) = (HEADER_LEN, false);
         let bound = available.min(MAX_FRAME);
-        let writer = SliceWriter { room: &mut room[..bound], len: &mut len, overflowed: &mut overflowed };
+        let writer = SliceWriter { room: &mut room[..bound], len: HEADER_LEN, overflowed: false };
         let mut serializer = Serializer::new(writer, self.arena.acquire(), ());
         let archived = rkyv::api::serialize_using::<_, Failure>(value, &mut serializer);
+        let SliceWriter { len, overflowed, .. } = serializer.into_writer();
         if archived.is_err() {
             return Err(if overflowed { too_small } else { EncodeError::Refused });
         }
