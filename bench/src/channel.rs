@@ -57,7 +57,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 1)]
     backup_core: usize,
     /// Turns of iperf3 and of the channel with each size of entries, a second each; 0 for none.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 9)]
     throughput_turns: u32,
     /// Pairs per load (and per kind of ack) for the output delay; 0 for none.
     #[arg(long, default_value_t = 3)]
